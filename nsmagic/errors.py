@@ -1,0 +1,96 @@
+"""The errors that nsmagic raises.
+
+Every text says what was asked, what the kernel answered and what to do now.
+This module knows no other.
+"""
+
+from __future__ import annotations
+
+
+class NsmagicError(Exception):
+    """Base of every error that nsmagic raises itself."""
+
+
+class SpecError(NsmagicError, ValueError):
+    """What was asked for makes no sense: a size of "12Q", an unknown namespace.
+
+    Raised before anything is started.
+
+    Attributes:
+        option: the option's name as the user wrote it, such as ``--mem``.
+    """
+
+    def __init__(self, option: str, problem: str) -> None:
+        super().__init__(f"{option}: {problem}")
+        self.option = option
+        self.problem = problem
+
+
+class HostError(NsmagicError):
+    """This host cannot enforce what was asked for; nothing was started.
+
+    Attributes:
+        feature: what was asked for, such as ``--mem``.
+        reason: what the kernel or the system answered.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, feature: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{feature} cannot be enforced here: {reason}. {remedy}")
+        self.feature = feature
+        self.reason = reason
+        self.remedy = remedy
+
+
+class StartError(NsmagicError):
+    """A container could not be built: one step failed.
+
+    Attributes:
+        step: the step's name, such as ``mount``.
+        call: the system call with its arguments by name.
+        errno: the kernel's answer, from ``errno``; 0 where no call was made.
+        remedy: what to do about it, or an empty string.
+    """
+
+    def __init__(self, step: str, call: str, errno: int, text: str, remedy: str = "") -> None:
+        super().__init__(f"the container could not be built: {text}" + (f". {remedy}" if remedy else ""))
+        self.step = step
+        self.call = call
+        self.errno = errno
+        self.remedy = remedy
+
+
+class LauncherError(NsmagicError):
+    """The launcher could not be started, or died."""
+
+
+class StoppedError(NsmagicError):
+    """The container has ended; it takes no more jobs."""
+
+
+class ValueTransferError(NsmagicError):
+    """A value could not go into or come out of a container.
+
+    Attributes:
+        name: the variable's name.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
+
+
+class ExtractionError(NsmagicError):
+    """A file that a container wrote could not be taken out safely."""
+
+
+class RunError(NsmagicError):
+    """A job did not end well; raised by ``Result.check()`` and by the magics.
+
+    Attributes:
+        result: the whole ``Result``.
+    """
+
+    def __init__(self, message: str, result: object) -> None:
+        super().__init__(message)
+        self.result = result

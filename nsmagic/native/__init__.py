@@ -1,0 +1,1 @@
+"""The native runtime: it builds containers, in C; read `spawn.c` first."""

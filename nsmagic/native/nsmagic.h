@@ -1,0 +1,173 @@
+/*
+ * nsmagic.h - the plan of a container, and the journal of its building.
+ *
+ * A *plan* is one plain struct that says what to build.  nsm_spawn() builds it
+ * and writes one line for each system call into a *journal*.  There is no global
+ * state and nothing here ends the process on an error: each step returns, and the
+ * last line of the journal then names the call that failed, its arguments and errno.
+ *
+ * Read spawn.c first: it is the table of contents.
+ */
+#ifndef NSMAGIC_H
+#define NSMAGIC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* ---- The plan ---------------------------------------------------------- */
+
+/* One thing to put into the container's root file system; done in the order given. */
+enum nsm_entry_kind {
+    NSM_DIRECTORY = 1, /* an empty directory */
+    NSM_FILE,          /* a small file with the given content */
+    NSM_SYMLINK,       /* a symbolic link to `source` */
+    NSM_BIND,          /* a file or folder of the host, bind-mounted */
+    NSM_COW,           /* a folder of the host under a copy-on-write layer */
+    NSM_PRIVATE,       /* an own, empty, writable folder */
+    NSM_PROC,          /* a fresh procfs */
+    NSM_PTS,           /* a fresh devpts */
+};
+
+enum nsm_entry_flags {
+    NSM_WRITABLE = 1, /* a bind that may be written to: otherwise read-only */
+    NSM_DEVICE = 2,   /* a bind of a device node: otherwise devices below it are dead */
+    NSM_OPTIONAL = 4, /* leave it out if the source is not there */
+};
+
+struct nsm_entry {
+    int kind;
+    int flags;
+    unsigned mode;      /* of an NSM_DIRECTORY, NSM_FILE or NSM_PRIVATE */
+    const char *target; /* absolute path in the container */
+    const char *source; /* path on the host, link text, or file content */
+    size_t length;      /* of file content, in bytes */
+    int owner;          /* root only: the uid whose files shall belong to the payload, or -1 */
+    int tree;           /* the source as a detached mount, once it is open; -1 before */
+};
+
+struct nsm_rlimit {
+    int resource; /* RLIMIT_... */
+    uint64_t value;
+};
+
+struct nsm_plan {
+    uint64_t namespaces; /* CLONE_NEW... bits */
+
+    /* Who the payload is: ids as seen inside, and the host ids they stand for. */
+    unsigned uid, gid;
+    unsigned host_uid, host_gid;
+
+    const char *hostname; /* NULL: leave it */
+    const char *workdir;  /* absolute path in the container (or on the host without a mount namespace) */
+
+    const struct nsm_entry *entries;
+    size_t entry_count;
+    uint64_t disk_bytes;  /* all that the container may write to its file systems */
+    uint64_t disk_inodes; /* and in how many files */
+
+    const struct nsm_rlimit *rlimits;
+    size_t rlimit_count;
+
+    const int *cgroup_procs; /* cgroup.procs files, open for writing, to put init's pid into */
+    size_t cgroup_procs_count;
+    int cgroup_directory; /* a cgroup v2 directory for CLONE_INTO_CGROUP, or -1 */
+
+    int idmap_userns; /* root only: a user namespace that maps `owner` to host_uid, or -1 */
+
+    int lifeline; /* read end: commands from the owner; its closing ends the container */
+    int report;   /* what is told to the owner: journal, failure, exit */
+    int control;  /* becomes descriptor 3 of the payload */
+    int stdin_fd, stdout_fd, stderr_fd;
+};
+
+/* ---- What init is told over the lifeline ------------------------------- */
+
+enum nsm_order_kind {
+    NSM_ORDER_DEADLINE = 1, /* value: nanoseconds from now, 0 to take it back */
+    NSM_ORDER_SIGNAL = 2,   /* value: a signal for the payload's process group */
+};
+
+struct nsm_order {
+    uint64_t kind;
+    uint64_t value;
+};
+
+/* ---- The journal ------------------------------------------------------- */
+
+#define NSM_JOURNAL_BYTES 49152
+
+struct nsm_journal {
+    const char *step;    /* the step we are in: "mount", "userns" ... */
+    int64_t began;       /* when the call that is being made began, ns of CLOCK_REALTIME */
+    size_t length;       /* bytes of text in use */
+    char text[NSM_JOURNAL_BYTES];
+};
+
+void nsm_step(struct nsm_journal *journal, const char *step);
+void nsm_begin(struct nsm_journal *journal);
+long nsm_end(struct nsm_journal *journal, long result, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Make a call and write it down.  Evaluates to the call's result; errno is kept. */
+#define NSM_TRY(journal, call, ...) (nsm_begin(journal), nsm_end((journal), (long)(call), __VA_ARGS__))
+
+/* Reports: one packet each, the first byte says what it is. */
+#define NSM_REPORT_JOURNAL 'J' /* then journal lines */
+#define NSM_REPORT_FAILED 'F'  /* then journal lines; the last is the call that failed */
+#define NSM_REPORT_PID 'P'     /* then init's pid in decimal, as the launcher sees it */
+#define NSM_REPORT_LAYER 'L'   /* with a descriptor of the writable file system */
+#define NSM_REPORT_READY 'R'   /* then journal lines: the payload is about to run */
+#define NSM_REPORT_EXIT 'X'    /* then "cause status user_us system_us maxrss_kib" */
+
+void nsm_report(int report, char kind, const struct nsm_journal *journal);
+
+/* ---- The steps, one file a subject ------------------------------------- */
+
+/* spawn.c: returns init's pid in the launcher, 0 in the payload, -1 on an error. */
+pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries);
+
+/* userns.c */
+int nsm_userns_write_maps(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal);
+int nsm_userns_become(const struct nsm_plan *plan, struct nsm_journal *journal);
+int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsigned host_gid);
+
+/* cgroup.c */
+int nsm_cgroup_join(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal);
+int nsm_cgroup_namespace(const struct nsm_plan *plan, struct nsm_journal *journal);
+
+/* uts.c, net.c, timens.c */
+int nsm_uts(const struct nsm_plan *plan, struct nsm_journal *journal);
+int nsm_net(const struct nsm_plan *plan, struct nsm_journal *journal);
+int nsm_timens(const struct nsm_plan *plan, struct nsm_journal *journal);
+
+/* mount.c */
+int nsm_mount_open_sources(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal);
+int nsm_mount(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal);
+void nsm_mount_close_sources(const struct nsm_plan *plan, struct nsm_entry *entries);
+
+/* limits.c, session.c, caps.c, seccomp.c, fds.c */
+int nsm_limits(const struct nsm_plan *plan, struct nsm_journal *journal);
+int nsm_session(struct nsm_journal *journal);
+int nsm_caps_drop(const struct nsm_plan *plan, struct nsm_journal *journal);
+int nsm_seccomp(struct nsm_journal *journal);
+#define NSM_PAYLOAD_REPORT 4 /* where the payload finds its report, until it closes it */
+int nsm_fds_payload(const struct nsm_plan *plan, struct nsm_journal *journal);
+
+/* seccomp.c, for the tests: the table and the program made from it. */
+struct nsm_denied {
+    int number;         /* of the system call */
+    int error;          /* what it fails with */
+    const char *name;   /* of the system call */
+    const char *reason; /* why it is denied */
+};
+const struct nsm_denied *nsm_seccomp_table(size_t *count);
+size_t nsm_seccomp_program(uint64_t *instructions, size_t room);
+unsigned nsm_seccomp_arch(void);
+
+/* init.c: never returns. */
+void nsm_init(const struct nsm_plan *plan, pid_t payload, struct nsm_journal *journal)
+    __attribute__((noreturn));
+
+#endif

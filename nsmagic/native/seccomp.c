@@ -1,0 +1,267 @@
+/*
+ * seccomp.c - the system calls that the payload may not make.
+ *
+ * A deny-list: most programs run unchanged, and what is cut off is what has been used, again and again, to
+ * leave a container or what reaches for the machine rather than for the program's own affairs.  A
+ * denied call fails with an error and the program goes on; clone3 "does not exist" (ENOSYS), so that the C
+ * library falls back to clone, whose flags a filter can read.
+ *
+ * The filter is a little program for the kernel's BPF machine, made here by hand from the table: load
+ * a field of struct seccomp_data, compare, jump.  Its arguments are 64 bits wide but the machine 32, so
+ * only the lower halves are compared: the kernel itself reads no more of the ones that matter here
+ * (CVE-2019-10063 was a filter that compared all 64 bits of an ioctl number).
+ * See seccomp(2), Documentation/userspace-api/seccomp_filter.rst.
+ */
+#include "nsmagic.h"
+
+#include <errno.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#if defined(__x86_64__)
+#define NATIVE_ARCH AUDIT_ARCH_X86_64
+#define X32_BIT 0x40000000U /* the third ABI of x86-64: other numbers for the same calls */
+#elif defined(__aarch64__)
+#define NATIVE_ARCH AUDIT_ARCH_AARCH64
+#else
+#error "nsmagic has system-call tables for x86_64 and aarch64 only"
+#endif
+
+/* Numbers are the same on all architectures since Linux 5.1; older C library headers lack the newest. */
+#ifndef SYS_clone3
+#define SYS_clone3 435
+#endif
+#define SYS_PIDFD_GETFD 438
+#define SYS_PROCESS_MADVISE 440
+#define SYS_MOUNT_SETATTR 442
+#define SYS_QUOTACTL_FD 443
+#define SYS_OPEN_TREE_ATTR 467
+
+#define DENY(call, why) {SYS_##call, EPERM, #call, why}
+
+static const struct nsm_denied denied[] = {
+    /* The kernel's doors to other processes. */
+    DENY(ptrace, "reads and writes other processes"),
+    DENY(process_vm_readv, "reads other processes' memory"),
+    DENY(process_vm_writev, "writes other processes' memory"),
+    {SYS_PIDFD_GETFD, EPERM, "pidfd_getfd", "takes other processes' descriptors"},
+    {SYS_PROCESS_MADVISE, EPERM, "process_madvise", "changes other processes' memory"},
+    DENY(kcmp, "compares other processes' kernel objects"),
+
+    /* Namespaces and mounts: a nested user namespace gives back every capability to attack the kernel with. */
+    DENY(unshare, "makes namespaces"),
+    DENY(setns, "enters namespaces"),
+    {SYS_clone3, ENOSYS, "clone3", "makes namespaces by flags that a filter cannot read"},
+    DENY(mount, "mounts"),
+    DENY(umount2, "uncovers what a mount hides"),
+    DENY(pivot_root, "changes the root"),
+    DENY(chroot, "changes the root"),
+    DENY(open_tree, "mounts"),
+    DENY(move_mount, "mounts"),
+    DENY(fsopen, "mounts"),
+    DENY(fsconfig, "mounts"),
+    DENY(fsmount, "mounts"),
+    DENY(fspick, "mounts"),
+    {SYS_MOUNT_SETATTR, EPERM, "mount_setattr", "changes mounts"},
+    {SYS_OPEN_TREE_ATTR, EPERM, "open_tree_attr", "mounts"},
+    DENY(name_to_handle_at, "names files past the root"),
+    DENY(open_by_handle_at, "opens files past the root"),
+
+    /* Keys are not in any namespace: those of the user are shared by all his containers. */
+    DENY(add_key, "reaches the user's keyrings"),
+    DENY(request_key, "reaches the user's keyrings"),
+    DENY(keyctl, "reaches the user's keyrings"),
+
+    /* Large and young parts of the kernel, where most escapes of late began. */
+    DENY(bpf, "runs programs in the kernel"),
+    DENY(perf_event_open, "watches the machine"),
+    DENY(userfaultfd, "stops the kernel in the middle of a copy"),
+    DENY(io_uring_setup, "does I/O past this filter"),
+    DENY(io_uring_enter, "does I/O past this filter"),
+    DENY(io_uring_register, "does I/O past this filter"),
+
+    /* The machine itself: modules, clocks, swap, reboot.  Denied by capabilities already; twice is cheap. */
+    DENY(init_module, "loads kernel code"),
+    DENY(finit_module, "loads kernel code"),
+    DENY(delete_module, "unloads kernel code"),
+    DENY(kexec_load, "replaces the kernel"),
+#ifdef SYS_kexec_file_load
+    DENY(kexec_file_load, "replaces the kernel"),
+#endif
+    DENY(reboot, "reboots"),
+    DENY(swapon, "changes the machine's swap"),
+    DENY(swapoff, "changes the machine's swap"),
+    DENY(acct, "writes the machine's accounting"),
+    DENY(quotactl, "changes quotas"),
+    {SYS_QUOTACTL_FD, EPERM, "quotactl_fd", "changes quotas"},
+    DENY(syslog, "reads the kernel's log"),
+    DENY(settimeofday, "sets the clock"),
+    DENY(clock_settime, "sets the clock"),
+    DENY(clock_adjtime, "sets the clock"),
+    DENY(adjtimex, "sets the clock"),
+    DENY(vhangup, "hangs up terminals"),
+    DENY(fanotify_init, "watches the machine's files"),
+    DENY(lookup_dcookie, "for profilers of the kernel"),
+    DENY(move_pages, "moves other processes' memory"),
+    DENY(migrate_pages, "moves other processes' memory"),
+#if defined(__x86_64__)
+    DENY(modify_ldt, "16-bit segments"),
+    DENY(iopl, "I/O ports"),
+    DENY(ioperm, "I/O ports"),
+    DENY(uselib, "obsolete"),
+    DENY(ustat, "obsolete"),
+    DENY(sysfs, "obsolete"),
+    DENY(_sysctl, "obsolete"),
+    DENY(create_module, "obsolete"),
+    DENY(get_kernel_syms, "obsolete"),
+    DENY(query_module, "obsolete"),
+    DENY(nfsservctl, "obsolete"),
+#endif
+};
+
+const struct nsm_denied *nsm_seccomp_table(size_t *count)
+{
+    *count = sizeof denied / sizeof *denied;
+    return denied;
+}
+
+unsigned nsm_seccomp_arch(void)
+{
+    return NATIVE_ARCH;
+}
+
+/* ---- The program --------------------------------------------------------- */
+
+#define ROOM 512
+
+struct program {
+    struct sock_filter instructions[ROOM];
+    unsigned short length;
+};
+
+static void add(struct program *program, struct sock_filter instruction)
+{
+    if (program->length < ROOM)
+        program->instructions[program->length++] = instruction;
+}
+
+#define LOAD(field) \
+    ((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field)))
+#define LOAD_ARGUMENT(n) LOAD(args[n]) /* both architectures are little-endian: the lower half comes first */
+#define RETURN(action) ((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, (action)))
+#define FAIL_WITH(error) RETURN(SECCOMP_RET_ERRNO | ((error) & SECCOMP_RET_DATA))
+/* If the loaded value is `value`, do the next instruction, else jump over `skip` of them. */
+#define IF_EQUAL(value, skip) ((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), 0, (skip)))
+#define IF_ANY_BIT(bits, skip) ((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, (bits), 0, (skip)))
+#define IF_AT_LEAST(value, skip) ((struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, (value), 0, (skip)))
+
+static void foreign_architectures(struct program *program)
+{
+    add(program, LOAD(arch));
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, NATIVE_ARCH, 1, 0));
+    add(program, FAIL_WITH(EPERM));
+    add(program, LOAD(nr));
+#ifdef X32_BIT
+    /* -1 is no call at all: a tracer uses it to skip one. */
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0xffffffffU, 2, 0));
+    add(program, IF_AT_LEAST(X32_BIT, 1));
+    add(program, FAIL_WITH(EPERM));
+#endif
+}
+
+/* clone() makes threads and processes, which is fine, and namespaces, which is not. */
+static void clone_flags(struct program *program)
+{
+    const unsigned namespaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID |
+                                CLONE_NEWNET | CLONE_NEWCGROUP;
+    add(program, IF_EQUAL(SYS_clone, 4));
+    add(program, LOAD_ARGUMENT(0));
+    add(program, IF_ANY_BIT(namespaces, 1));
+    add(program, FAIL_WITH(EPERM));
+    add(program, RETURN(SECCOMP_RET_ALLOW));
+}
+
+/* ioctl() is a thousand calls in one; these put characters into a terminal as if typed there. */
+static void terminal_ioctls(struct program *program)
+{
+    static const unsigned numbers[] = {0x5412 /* TIOCSTI */, 0x541C /* TIOCLINUX */, 0x5423 /* TIOCSETD */};
+    const unsigned char count = sizeof numbers / sizeof *numbers;
+    add(program, IF_EQUAL(SYS_ioctl, (unsigned char)(2 + 2 * count)));
+    add(program, LOAD_ARGUMENT(1));
+    for (unsigned char i = 0; i < count; i++) {
+        add(program, IF_EQUAL(numbers[i], 1));
+        add(program, FAIL_WITH(EPERM));
+    }
+    add(program, RETURN(SECCOMP_RET_ALLOW));
+}
+
+/* Sockets of the families that programs use; the others (AF_ALG, AF_VSOCK, ...) are seldom looked after. */
+static void socket_families(struct program *program, unsigned number)
+{
+    static const unsigned families[] = {AF_UNIX, AF_INET, AF_INET6, AF_NETLINK};
+    const unsigned char count = sizeof families / sizeof *families;
+    add(program, IF_EQUAL(number, (unsigned char)(2 + 2 * count)));
+    add(program, LOAD_ARGUMENT(0));
+    for (unsigned char i = 0; i < count; i++) {
+        add(program, IF_EQUAL(families[i], 1));
+        add(program, RETURN(SECCOMP_RET_ALLOW));
+    }
+    add(program, FAIL_WITH(EPERM));
+}
+
+/* A real-time process could starve the machine.  SCHED_OTHER, BATCH and IDLE may be set; the rest not. */
+static void realtime_scheduling(struct program *program)
+{
+    add(program, IF_EQUAL(SYS_sched_setscheduler, 6));
+    add(program, LOAD_ARGUMENT(1));
+    add(program, IF_EQUAL(SCHED_FIFO, 1));
+    add(program, FAIL_WITH(EPERM));
+    add(program, IF_EQUAL(SCHED_RR, 1));
+    add(program, FAIL_WITH(EPERM));
+    add(program, RETURN(SECCOMP_RET_ALLOW));
+    /* sched_setattr's policy lies in memory, where a filter cannot look. */
+    add(program, IF_EQUAL(SYS_sched_setattr, 1));
+    add(program, FAIL_WITH(EPERM));
+}
+
+static void build(struct program *program)
+{
+    program->length = 0;
+    foreign_architectures(program);
+    for (size_t i = 0; i < sizeof denied / sizeof *denied; i++) {
+        add(program, IF_EQUAL((unsigned)denied[i].number, 1));
+        add(program, FAIL_WITH((unsigned)denied[i].error));
+    }
+    /* Each of these ends the program if the call is its own, so that the number is still loaded for the next. */
+    clone_flags(program);
+    terminal_ioctls(program);
+    socket_families(program, SYS_socket);
+    socket_families(program, SYS_socketpair);
+    realtime_scheduling(program);
+    add(program, RETURN(SECCOMP_RET_ALLOW));
+}
+
+size_t nsm_seccomp_program(uint64_t *instructions, size_t room)
+{
+    struct program program;
+    build(&program);
+    for (size_t i = 0; i < program.length && i < room; i++)
+        memcpy(&instructions[i], &program.instructions[i], sizeof *instructions);
+    return program.length;
+}
+
+int nsm_seccomp(struct nsm_journal *journal)
+{
+    nsm_step(journal, "seccomp");
+    struct program program;
+    build(&program);
+    struct sock_fprog filter = {.len = program.length, .filter = program.instructions};
+    return (int)NSM_TRY(journal, prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0),
+                        "prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, %d instructions)", program.length);
+}

@@ -1,0 +1,240 @@
+/*
+ * spawn.c - how a container is made: the table of contents of this folder.
+ *
+ * Theory of operation
+ *
+ *   owner      the user's process (a Jupyter kernel, a program): many threads, holds the data.
+ *   launcher   its child, single-threaded, Python already warm.  It calls nsm_spawn().
+ *   init       PID 1 of the container, cloned from the launcher; C only, never the user's code.
+ *   payload    init's child: the only process that runs the user's code.
+ *
+ * Who holds which rights: the launcher has the owner's.  Init has every capability in its own new user
+ * namespace and none outside it, until the root is built; then none at all.  The payload never has any.
+ *
+ * Which channels carry what:
+ *   gate      launcher -> init    one byte: "your ids and your group are set, go on"
+ *   lifeline  owner -> init       orders; its closing means that the owner is gone
+ *   report    all three -> owner  the journal, a failure, the exit; one packet each
+ *   control   owner <-> payload   the job and its answer (not known here)
+ *   0, 1, 2   owner <-> payload   the three standard streams
+ *
+ * nsm_spawn() returns twice, like fork(): in the launcher with init's pid, in the payload with 0.
+ */
+#include "nsmagic.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef CLONE_INTO_CGROUP
+#define CLONE_INTO_CGROUP 0x200000000ULL
+#endif
+
+/*
+ * Namespaces that clone3 makes.  The other two come later and say why: the cgroup namespace once the
+ * process is in its group (cgroup.c), the time namespace before a fork (timens.c).
+ */
+#define BY_CLONE (CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC)
+
+static void name_flags(uint64_t flags, char *text, size_t room)
+{
+    static const struct {
+        uint64_t flag;
+        const char *name;
+    } names[] = {{CLONE_NEWUSER, "CLONE_NEWUSER"}, {CLONE_NEWPID, "CLONE_NEWPID"}, {CLONE_NEWNS, "CLONE_NEWNS"},
+                 {CLONE_NEWNET, "CLONE_NEWNET"},   {CLONE_NEWUTS, "CLONE_NEWUTS"}, {CLONE_NEWIPC, "CLONE_NEWIPC"},
+                 {CLONE_INTO_CGROUP, "CLONE_INTO_CGROUP"}};
+    size_t used = 0;
+    text[0] = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if ((flags & names[i].flag) && used < room)
+            used += (size_t)snprintf(text + used, room - used, "%s%s", used ? "|" : "", names[i].name);
+}
+
+static pid_t clone_init(const struct nsm_plan *plan, struct nsm_journal *journal)
+{
+    struct clone_args arguments = {.flags = plan->namespaces & BY_CLONE, .exit_signal = SIGCHLD};
+    if (plan->cgroup_directory >= 0) {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = (unsigned)plan->cgroup_directory;
+    }
+    char flags[160];
+    name_flags(arguments.flags, flags, sizeof flags);
+    nsm_step(journal, "clone");
+    pid_t child = (pid_t)NSM_TRY(journal, syscall(SYS_clone3, &arguments, sizeof arguments),
+                                 "clone3(flags=%s, exit_signal=SIGCHLD)", flags);
+    if (child >= 0 || errno != ENOSYS || (arguments.flags & CLONE_INTO_CGROUP))
+        return child;
+    /* Docker's filter says that there is no clone3; the older call does the same here.  Its argument order is
+     * the architecture's own, but all that we pass is the first. */
+    return (pid_t)NSM_TRY(journal, syscall(SYS_clone, (unsigned long)arguments.flags | SIGCHLD, 0, 0, 0, 0),
+                          "clone(flags=%s|SIGCHLD)", flags);
+}
+
+/* Between fork and return in the payload: give up everything, the filter last. */
+static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journal)
+{
+    if (nsm_session(journal) < 0)
+        return -1;
+    if (nsm_limits(plan, journal) < 0)
+        return -1;
+    if (nsm_caps_drop(plan, journal) < 0)
+        return -1;
+    nsm_step(journal, "payload");
+    /* Its /proc/self is its own again, as in any program; the kernel picks it first when memory runs out. */
+    if (NSM_TRY(journal, prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl(PR_SET_DUMPABLE, 1)") < 0)
+        return -1;
+    sigset_t none;
+    sigemptyset(&none);
+    if (NSM_TRY(journal, sigprocmask(SIG_SETMASK, &none, NULL), "sigprocmask(none)") < 0)
+        return -1;
+    return nsm_seccomp(journal);
+}
+
+/* Init prefers to be spared by the out-of-memory killer; raising one's own score needs no right. */
+static void offer_to_oom_killer(void)
+{
+    int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (file < 0)
+        return;
+    (void)!write(file, "500", 3);
+    close(file);
+}
+
+static int build_container(struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal)
+{
+    if (nsm_userns_become(plan, journal) < 0)
+        return -1;
+    if (nsm_cgroup_namespace(plan, journal) < 0)
+        return -1;
+    if (nsm_uts(plan, journal) < 0)
+        return -1;
+    if (nsm_net(plan, journal) < 0)
+        return -1;
+    if (nsm_timens(plan, journal) < 0)
+        return -1;
+    if (nsm_mount(plan, entries, journal) < 0)
+        return -1;
+    if (plan->workdir) {
+        nsm_step(journal, "workdir");
+        if (NSM_TRY(journal, chdir(plan->workdir), "chdir(\"%s\")", plan->workdir) < 0)
+            return -1;
+    }
+    if (!(plan->namespaces & CLONE_NEWPID)) {
+        nsm_step(journal, "init");
+        if (NSM_TRY(journal, prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER, 1)") < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* The clone's side.  Returns only in the payload. */
+static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int gate,
+                           struct nsm_journal *journal)
+{
+    journal->length = 0; /* what the launcher did is told by the launcher */
+
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    /* A session of our own from the start: a Ctrl-C in the owner's terminal is not for us. */
+    setsid();
+
+    char go;
+    nsm_step(journal, "gate");
+    if (NSM_TRY(journal, read(gate, &go, 1) == 1 ? 0 : -1, "read(gate)") < 0)
+        _exit(1); /* the launcher has told why, or is gone */
+    close(gate);
+
+    if (build_container(plan, entries, journal) < 0) {
+        nsm_report(plan->report, NSM_REPORT_FAILED, journal);
+        _exit(1);
+    }
+
+    nsm_step(journal, "fork");
+    nsm_begin(journal);
+    pid_t payload = fork();
+    if (payload == 0) {
+        journal->length = 0;
+        offer_to_oom_killer();
+        if (nsm_fds_payload(plan, journal) < 0) {
+            nsm_report(plan->report, NSM_REPORT_FAILED, journal);
+            _exit(1);
+        }
+        if (build_payload(plan, journal) < 0) {
+            nsm_report(NSM_PAYLOAD_REPORT, NSM_REPORT_FAILED, journal);
+            _exit(1);
+        }
+        nsm_report(NSM_PAYLOAD_REPORT, NSM_REPORT_READY, journal);
+        close(NSM_PAYLOAD_REPORT);
+        return 0;
+    }
+    if (nsm_end(journal, payload, "fork()") < 0) {
+        nsm_report(plan->report, NSM_REPORT_FAILED, journal);
+        _exit(1);
+    }
+    nsm_init(plan, payload, journal);
+}
+
+/* The launcher's side, while init waits at the gate: what takes the launcher's rights. */
+static int admit(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal)
+{
+    if (nsm_cgroup_join(plan, child, journal) < 0)
+        return -1;
+    return nsm_userns_write_maps(plan, child, journal);
+}
+
+pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
+{
+    struct nsm_journal journal = {.step = "spawn"};
+    plan->entries = entries;
+
+    int gate[2];
+    if (NSM_TRY(&journal, pipe2(gate, O_CLOEXEC), "pipe2(O_CLOEXEC)") < 0) {
+        nsm_report(plan->report, NSM_REPORT_FAILED, &journal);
+        return -1;
+    }
+    /* Root opens the sources with its own rights, see mount.c. */
+    bool as_root = geteuid() == 0;
+    pid_t child = -1;
+    if (!as_root || nsm_mount_open_sources(plan, entries, &journal) == 0)
+        child = clone_init(plan, &journal);
+    if (child == 0) {
+        close(gate[1]);
+        return run_container(plan, entries, gate[0], &journal);
+    }
+
+    int error = errno;
+    close(gate[0]);
+    nsm_mount_close_sources(plan, entries);
+    if (child > 0 && admit(plan, child, &journal) < 0) {
+        error = errno;
+        close(gate[1]);
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
+        child = -1;
+        gate[1] = -1;
+    }
+    if (child < 0) {
+        nsm_report(plan->report, NSM_REPORT_FAILED, &journal);
+    } else {
+        nsm_report(plan->report, NSM_REPORT_JOURNAL, &journal);
+        char text[16];
+        int length = snprintf(text, sizeof text, "%c%d", NSM_REPORT_PID, child);
+        (void)!send(plan->report, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+        (void)!write(gate[1], "g", 1);
+    }
+    if (gate[1] >= 0)
+        close(gate[1]);
+    errno = error;
+    return child;
+}
