@@ -61,25 +61,24 @@ static int close_keeping_errno(int descriptor, int result)
 /* ---- 1. The sources ----------------------------------------------------- */
 
 /* Root only: show the owner's files as the payload's, if the file system can. */
-static void map_owner(const struct nsm_plan *plan, const struct nsm_entry *entry, struct nsm_journal *journal)
+static void map_owner(const struct nsm_entry *entry, struct nsm_journal *journal)
 {
-    if (entry->owner < 0 || plan->idmap_userns < 0)
+    if (entry->idmap < 0)
         return;
-    struct mount_attr map = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)plan->idmap_userns};
+    struct mount_attr map = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)entry->idmap};
     /* EINVAL: this file system has no idmapped mounts.  The folder is then there, but not writable; the
      * host's side reads this line of the journal and says so in the result. */
     (void)NSM_TRY(journal, sys_mount_setattr(entry->tree, AT_EMPTY_PATH, &map),
-                  "mount_setattr(\"%s\", MOUNT_ATTR_IDMAP, uid %d as %u)", entry->source, entry->owner,
-                  plan->host_uid);
+                  "mount_setattr(\"%s\", MOUNT_ATTR_IDMAP)", entry->source);
 }
 
-static int open_source(const struct nsm_plan *plan, struct nsm_entry *entry, struct nsm_journal *journal)
+static int open_source(struct nsm_entry *entry, struct nsm_journal *journal)
 {
     /*
      * A copy-on-write layer does not reach across mounts, and an idmapped mount stands alone: one mount,
      * without those below it.  The kernel refuses that (EINVAL) where it would uncover what they hide.
      */
-    bool alone = entry->kind == NSM_COW || entry->owner >= 0;
+    bool alone = entry->kind == NSM_COW || entry->idmap >= 0;
     unsigned flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (alone ? 0U : AT_RECURSIVE);
     entry->tree = (int)NSM_TRY(journal, sys_open_tree(AT_FDCWD, entry->source, flags),
                                "open_tree(\"%s\", OPEN_TREE_CLONE%s)", entry->source,
@@ -87,7 +86,7 @@ static int open_source(const struct nsm_plan *plan, struct nsm_entry *entry, str
     if (entry->tree < 0)
         return (entry->flags & NSM_OPTIONAL) && (errno == ENOENT || errno == EACCES) ? 0 : -1;
 
-    map_owner(plan, entry, journal);
+    map_owner(entry, journal);
 
     bool read_only = entry->kind == NSM_COW || !(entry->flags & NSM_WRITABLE);
     bool device = entry->flags & NSM_DEVICE;
@@ -114,7 +113,7 @@ int nsm_mount_open_sources(const struct nsm_plan *plan, struct nsm_entry *entrie
     nsm_step(journal, "sources");
     for (size_t i = 0; i < plan->entry_count; i++)
         if ((entries[i].kind == NSM_BIND || entries[i].kind == NSM_COW) && entries[i].tree < 0)
-            if (open_source(plan, &entries[i], journal) < 0)
+            if (open_source(&entries[i], journal) < 0)
                 return -1;
     return 0;
 }
@@ -294,6 +293,41 @@ static int attach_cow(const struct nsm_plan *plan, int root, const struct nsm_en
     return attach_new(root, "overlay", options, count, entry->target, journal);
 }
 
+/*
+ * A fresh procfs, with the parts that are the machine's and not the processes' read-only: most of them are
+ * root's anyhow, but some below sys/ belong to whoever owns the namespace.
+ */
+static int attach_proc(int root, const char *target, struct nsm_journal *journal)
+{
+    static const char *const read_only[] = {"sys", "irq", "bus", "fs", "sysrq-trigger"};
+    if (attach_new(root, "proc", NULL, 0, target, journal) < 0)
+        return -1;
+    for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", target, read_only[i]);
+        int place = sys_openat2(root, path, O_PATH | O_CLOEXEC, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+        if (place < 0)
+            continue; /* this kernel was built without it */
+        int tree = sys_open_tree(place, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+        struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY};
+        int result = tree < 0 ? -1 : sys_mount_setattr(tree, AT_EMPTY_PATH, &attributes);
+        if (result == 0)
+            result = (int)syscall(SYS_move_mount, tree, "", place, "",
+                                  MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+        int error = errno;
+        nsm_begin(journal);
+        errno = error;
+        (void)nsm_end(journal, result, "mount_setattr(\"%s\", MOUNT_ATTR_RDONLY)", path);
+        if (tree >= 0)
+            close(tree);
+        close(place);
+        errno = error;
+        if (result < 0)
+            return -1;
+    }
+    return 0;
+}
+
 static int attach_private(const struct nsm_plan *plan, int root, const struct nsm_entry *entry, size_t number,
                           struct nsm_journal *journal)
 {
@@ -366,7 +400,7 @@ static int put(const struct nsm_plan *plan, int root, const struct nsm_entry *en
     case NSM_PRIVATE:
         return attach_private(plan, root, entry, number, journal);
     case NSM_PROC:
-        return attach_new(root, "proc", NULL, 0, entry->target, journal);
+        return attach_proc(root, entry->target, journal);
     case NSM_PTS:
         return attach_new(root, "devpts", pts, sizeof pts / sizeof *pts, entry->target, journal);
     default:

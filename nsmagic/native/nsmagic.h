@@ -43,7 +43,7 @@ struct nsm_entry {
     const char *target; /* absolute path in the container */
     const char *source; /* path on the host, link text, or file content */
     size_t length;      /* of file content, in bytes */
-    int owner;          /* root only: the uid whose files shall belong to the payload, or -1 */
+    int idmap;          /* root only: a user namespace that shows the source's owner as the payload; or -1 */
     int tree;           /* the source as a detached mount, once it is open; -1 before */
 };
 
@@ -73,8 +73,6 @@ struct nsm_plan {
     const int *cgroup_procs; /* cgroup.procs files, open for writing, to put init's pid into */
     size_t cgroup_procs_count;
     int cgroup_directory; /* a cgroup v2 directory for CLONE_INTO_CGROUP, or -1 */
-
-    int idmap_userns; /* root only: a user namespace that maps `owner` to host_uid, or -1 */
 
     int lifeline; /* read end: commands from the owner; its closing ends the container */
     int report;   /* what is told to the owner: journal, failure, exit */

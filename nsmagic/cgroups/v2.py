@@ -1,0 +1,518 @@
+"""Limits by cgroup v2, and what the groups of both versions have in common: directories.
+
+The base of this process is ``<own group>/nsmagic-<pid>-<start time>``; containers are ``c<N>`` below.
+A group with processes cannot hand controllers to its children ("no internal processes"), the
+hierarchy's root excepted. So where the own group was handed over to us, its processes, ourselves
+among them, first move into a leaf beside the base, ``nsmagic-host``; where it was not, we say so.
+
+``v1`` builds on this module, not the other way round; a systemd scope would hand its directory to ``build``.
+See Documentation/admin-guide/cgroup-v2.rst and https://systemd.io/CGROUP_DELEGATION.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import itertools
+import os
+import re
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from nsmagic.cgroups import OPTIONS, Limits, Missing, Unavailable, Usage
+from nsmagic.cgroups.rlimits import (
+    PIDS_MOST,
+    alive,
+    host_has_swap,
+    kill_all,
+    number,
+    pids_in,
+    read,
+    stat,
+    table,
+    write,
+)
+from nsmagic.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from nsmagic.cgroups import Own
+
+PERIOD = 100_000  # microseconds: the kernel's default period for CPU quotas
+CONTROLLERS = {"memory": ("mem", "swap"), "pids": ("pids",), "cpu": ("cpus",)}
+_TRIAL = Limits(mem=64 << 20, cpus=0.01, pids=8)
+_HOST = "nsmagic-host"
+_BASE = re.compile(r"nsmagic-(\d{1,9})-(\d{1,20})((?:-\d{1,10})?)")
+_FIRST_PID_NAMESPACE = 4026531836  # PROC_PID_INIT_INO
+_LARGEST_PAGE = 1 << 16
+_UNLIMITED = 1 << 62  # v1 shows -1 as the largest number of pages that it can count
+_KILL_SECONDS = 0.5
+_NAMES_TRIED = 1000
+_MOVES = 20  # rounds of moving processes away, against those that are forked meanwhile
+REMEDY = (
+    "Run Jupyter as root, or in a unit of its own that is handed over to it: "
+    "systemd-run --user --scope -p Delegate=yes jupyter lab (as root without --user)"
+)
+_NOT_DELEGATED = (
+    "An administrator adds it for users' units: systemctl edit user@.service, with the lines "
+    "[Service] and Delegate=cpu memory pids, and a new login"
+)
+READ_ONLY = (
+    "Start the surrounding container with a writable cgroup file system of its own: "
+    "docker run --privileged --cgroupns=private"
+)
+_DEEPEST = 8
+
+
+class Setting(NamedTuple):
+    """One limit: what it is, the file, and what to write there."""
+
+    what: str
+    path: str
+    value: str
+
+    def put(self) -> None:
+        """Write it, read it back and compare: a limit that is taken and ignored is none.
+
+        Raises:
+            OSError: the kernel refused it, or shows something else than was written.
+        """
+        write(self.path, self.value)
+        got = read(self.path)
+        if got == self.value:
+            return
+        if got.isdecimal() and self.value == "-1" and int(got) >= _UNLIMITED:
+            return
+        # Memory limits are rounded down to whole pages.
+        if got.isdecimal() and self.value.isdecimal() and 0 <= int(self.value) - int(got) < _LARGEST_PAGE:
+            return
+        raise OSError(errno.EIO, f"it was taken, but reads back as {got[:80]!r}")
+
+    def missing(self, error: OSError) -> Missing:
+        """Say that the kernel did not take it."""
+        remedy = "Ask for another value, or use a newer kernel"
+        if self.what == "cpus" and error.errno == errno.EINVAL:
+            remedy = "Ask for 0.01 cores or more, and for no more than the group of this process may use"
+        elif error.errno == errno.EBUSY:
+            remedy = "Ask for more: the container uses more than that already"
+        return Missing(self.what, f"{self.path} does not take {self.value}: {error.strerror}", remedy)
+
+
+@functools.lru_cache(maxsize=1)
+def _names(pid: int) -> tuple[str, str]:
+    """Return the name of the base of ``pid``, which is us, and the ending that marks its PID namespace.
+
+    A pid means nothing in another PID namespace, so outside the first one that one's number is in the name.
+    """
+    namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116  paths are text throughout
+    ending = "" if namespace == _FIRST_PID_NAMESPACE else f"-{namespace}"
+    us = stat(pid)
+    return f"nsmagic-{pid}-{us.started if us else 0}{ending}", ending
+
+
+class Tree:
+    """The base of this process in one hierarchy, and the containers' directories below it."""
+
+    def __init__(self, own: str, controllers: Iterable[str] = ()) -> None:
+        self.own = own
+        self.controllers = tuple(controllers)  # v2: what the base hands down
+
+    @property
+    def base(self) -> str:
+        """The base's directory. A fork has another one."""
+        return f"{self.own}/{_names(os.getpid())[0]}"
+
+    def close(self) -> None:
+        """Remove the base if it is empty."""
+        rmdir(self.base)
+
+    def make(self, name: str = "") -> str:
+        """Make the directory ``name`` in the base, or only the base, which may be there. Raises OSError."""
+        if name:
+            with contextlib.suppress(FileNotFoundError):
+                os.mkdir(f"{self.base}/{name}")  # noqa: PTH102
+                return f"{self.base}/{name}"
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.base)  # noqa: PTH102
+        for controller in self.controllers:
+            write(f"{self.base}/cgroup.subtree_control", f"+{controller}")
+        if name:
+            os.mkdir(f"{self.base}/{name}")  # noqa: PTH102
+        return f"{self.base}/{name}"
+
+    def sweep(self, deadline: float) -> int:
+        """Remove the bases of dead owners with what is in them; see ``Mechanism.sweep``."""
+        swept = 0
+        with contextlib.suppress(OSError):
+            if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115
+                return 0  # the /proc of another PID namespace cannot say who lives
+            for entry in os.listdir(self.own):  # noqa: PTH208
+                base = _BASE.fullmatch(entry)
+                if base and base[3] == _names(os.getpid())[1] and not alive(int(base[1]), base[2]):
+                    swept += _destroy(f"{self.own}/{entry}", deadline)
+        return swept
+
+
+def _destroy(base: str, deadline: float) -> bool:
+    found = []
+    for directory, below, _ in os.walk(base):
+        found.append(directory)
+        if directory.count("/") - base.count("/") >= _DEEPEST:
+            below.clear()
+    found.reverse()  # rmdir goes bottom up
+    kill_all(
+        lambda: [pid for directory in found for pid in pids_in(directory)],
+        deadline,
+        lambda: write(f"{base}/cgroup.kill", "1"),
+    )
+    for directory in found:
+        while not rmdir(directory):
+            if time.monotonic() > deadline or pids_in(directory):
+                return False
+            time.sleep(0.001)  # the last process is off the list, but not quite out: no event says when it is
+    return True
+
+
+def rmdir(directory: str) -> bool:
+    """Remove the group; return whether it is gone."""
+    try:
+        os.rmdir(directory)  # noqa: PTH106
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+class DirectoryGroup:
+    """A container's group: one directory in each hierarchy that counts, one file for each limit.
+
+    Args:
+        mechanism: what made it, and knows what cannot be enforced.
+        name: ``c<N>``.
+        places: directory by controller; those of one hierarchy share one, "" is where cgroup.kill is.
+    """
+
+    def __init__(self, mechanism: DirectoryMechanism, name: str, places: Mapping[str, str]) -> None:
+        self.name = name
+        self.mechanism = mechanism
+        self.places = places
+        self.leaves = tuple(dict.fromkeys(places.values()))
+        self.directories = (*self.leaves, *(os.path.dirname(leaf) for leaf in self.leaves))  # noqa: PTH120
+        self.enforced: dict[str, str] = {}
+        self.limited = False  # set_limits was through once
+        self._accepted: set[str] = set()
+
+    def settings(self, limits: Limits) -> Iterator[Setting]:
+        """Yield what to write, in order, for ``limits`` after what is in force now."""
+        raise NotImplementedError
+
+    def usage(self) -> Usage:
+        """Read what was used; see ``Group.usage``."""
+        raise NotImplementedError
+
+    def set_limits(self, limits: Limits) -> None:
+        """Put ``limits`` in force; see ``Group.set_limits``. The first call may lack what was accepted."""
+        missing = self.mechanism.missing(limits)
+        if not self.limited:
+            self._accepted = {lost.what for lost in missing}
+        for lost in missing:
+            if lost.what not in self._accepted:
+                raise _error(lost)
+        for setting in self.settings(limits):
+            if setting.what in self.mechanism.lost:
+                continue
+            try:
+                setting.put()
+            except OSError as error:
+                raise _error(setting.missing(error)) from error
+            file = setting.path.rpartition("/")[2]
+            self.enforced[setting.what] = f"{self.mechanism.name} {file} = {setting.value}"
+            if setting.value.split()[0] in ("max", "-1"):
+                del self.enforced[setting.what]
+        self.limited = True
+
+    def open_procs(self) -> list[int]:
+        """Open each cgroup.procs; see ``Group.open_procs``."""
+        opened: list[int] = []
+        try:
+            for leaf in self.leaves:
+                opened.append(os.open(f"{leaf}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        return opened
+
+    def open_directory(self) -> int | None:
+        """Return None: one directory does not do it all."""
+        return None
+
+    def pids(self) -> list[int]:
+        """Return the processes in the group."""
+        return pids_in(self.leaves[0])
+
+    def kill(self) -> None:
+        """SIGKILL all in the group, by cgroup.kill (v2, Linux 5.14) where there is one."""
+        with contextlib.suppress(OSError):
+            write(f"{self.places.get('', self.leaves[0])}/cgroup.kill", "1")
+            if self.leaves == (self.places.get(""),):
+                return  # one hierarchy: nothing can be in another group and be missed
+        kill_all(self.pids, time.monotonic() + _KILL_SECONDS)
+
+    def remove(self) -> bool:
+        """Remove its directories; return False while something in them lives."""
+        gone = [rmdir(leaf) for leaf in self.leaves]  # all of them: one that is busy must not keep the others
+        return all(gone)
+
+
+def _error(missing: Missing) -> HostError:
+    return HostError(OPTIONS[missing.what], missing.reason, f"{missing.remedy}.")
+
+
+class DirectoryMechanism:
+    """Makes groups of directories, and knows by trial what they can enforce."""
+
+    name = ""
+
+    def __init__(self, trees: Mapping[str, Tree], lost: dict[str, Missing]) -> None:
+        self.trees = trees
+        self.lost = lost
+        self._numbers = itertools.count(1)  # each next() is one step, whichever thread makes it
+        trial = self.make(_TRIAL)
+        for setting in trial.settings(_TRIAL):
+            try:
+                setting.put()
+            except OSError as error:  # noqa: PERF203  each limit has an answer of its own
+                lost.setdefault(setting.what, setting.missing(error))
+        trial.remove()
+
+    def group(self, name: str, places: Mapping[str, str]) -> DirectoryGroup:
+        """Return the object for a group whose directories are made."""
+        raise NotImplementedError
+
+    def wanted(self, limits: Limits) -> Iterable[str]:
+        """Return the controllers that a group with these limits needs."""
+        del limits
+        return self.trees
+
+    def make(self, limits: Limits) -> DirectoryGroup:
+        """Make a group without limits.
+
+        Raises:
+            HostError: the kernel refused; nothing is left behind.
+        """
+        tree = None
+        for serial in itertools.islice(self._numbers, _NAMES_TRIED):
+            places: dict[str, str] = {}
+            made: dict[str, str] = {}  # by own group: some controllers share one hierarchy
+            try:
+                for controller in self.wanted(limits):
+                    tree = self.trees[controller]
+                    made[tree.own] = places[controller] = made.get(tree.own) or tree.make(f"c{serial}")
+            except OSError as error:
+                for directory in made.values():
+                    rmdir(directory)
+                if error.errno == errno.EEXIST:
+                    continue
+                where = tree.base if tree else ""
+                raise HostError(
+                    "a group for the container", f"{where}: {error.strerror}", f"{REMEDY}."
+                ) from error
+            return self.group(f"c{serial}", places)
+        raise HostError("a group for the container", "all the names tried are taken", "Remove old groups.")
+
+    def create(self, limits: Limits) -> DirectoryGroup:
+        """Make a group and put ``limits`` in force; see ``Mechanism.create``."""
+        group = self.make(limits)
+        try:
+            group.set_limits(limits)
+        except BaseException:
+            group.remove()
+            raise
+        return group
+
+    def missing(self, limits: Limits) -> tuple[Missing, ...]:
+        """Return what the trial could not enforce; see ``Mechanism.missing``."""
+        lost = (self.lost[what] for what in limits.asked() if what in self.lost)
+        return tuple(each for each in lost if each.what != "swap" or host_has_swap())
+
+    def sweep(self, deadline: float) -> int:
+        """Remove what dead owners left; see ``Mechanism.sweep``."""
+        return max((tree.sweep(deadline) for tree in self._distinct()), default=0)
+
+    def close(self) -> None:
+        """Remove the bases that are empty."""
+        for tree in self._distinct():
+            tree.close()
+
+    def _distinct(self) -> Iterable[Tree]:
+        return {tree.own: tree for tree in self.trees.values()}.values()
+
+
+class V2Group(DirectoryGroup):
+    """A container's group in the one hierarchy of cgroup v2."""
+
+    def settings(self, limits: Limits) -> Iterator[Setting]:
+        """Yield what to write: a limit that is not asked for is "max"."""
+        leaf = self.leaves[0]
+        if "memory" in self.places:
+            yield Setting("mem", f"{leaf}/memory.max", _or_max(limits.mem))
+            yield Setting("swap", f"{leaf}/memory.swap.max", str(limits.swap))
+        if "pids" in self.places:
+            pids = None if limits.pids is None else min(limits.pids + 1, PIDS_MOST)  # init is one of them
+            yield Setting("pids", f"{leaf}/pids.max", _or_max(pids))
+        if "cpu" in self.places:
+            quota = None if limits.cpus is None else round(limits.cpus * PERIOD)
+            yield Setting("cpus", f"{leaf}/cpu.max", f"{_or_max(quota)} {PERIOD}")
+
+    def open_directory(self) -> int | None:
+        """Open the directory for CLONE_INTO_CGROUP."""
+        return os.open(self.leaves[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def usage(self) -> Usage:
+        """Read what was used; see ``Group.usage``."""
+        leaf = self.leaves[0]
+        cpu, memory = table(f"{leaf}/cpu.stat"), table(f"{leaf}/memory.events")
+        return Usage(
+            cpu_user=cpu["user_usec"] / 1e6 if "user_usec" in cpu else None,
+            cpu_system=cpu["system_usec"] / 1e6 if "system_usec" in cpu else None,
+            memory=number(f"{leaf}/memory.current"),
+            memory_peak=number(f"{leaf}/memory.peak"),
+            pids=number(f"{leaf}/pids.current"),
+            pids_peak=number(f"{leaf}/pids.peak"),
+            oom_kills=memory.get("oom_kill"),
+            pids_refused=table(f"{leaf}/pids.events").get("max"),
+            memory_limit_hits=memory.get("max"),
+        )
+
+
+def _or_max(value: int | None) -> str:
+    return "max" if value is None else str(value)
+
+
+class V2(DirectoryMechanism):
+    """cgroup v2 in a directory that is ours."""
+
+    name = "cgroup v2"
+
+    def group(self, name: str, places: Mapping[str, str]) -> V2Group:
+        """Return the group; out of memory kills all that is in it, not one process that others wait for."""
+        with contextlib.suppress(FileNotFoundError):  # before Linux 4.19, or without the memory controller
+            write(f"{places['']}/memory.oom.group", "1")
+        return V2Group(self, name, places)
+
+
+def find(own: Mapping[str, Own]) -> V2 | Unavailable | None:
+    """Return the mechanism in this process' own group, or why there is none; None where v1 does the work.
+
+    Args:
+        own: this process' own groups, as ``own_groups`` found them.
+    """
+    if "" not in own:
+        reason = "no cgroup file system that shows the group of this process is mounted"
+        return None if own else Unavailable("cgroup v2", reason, REMEDY)
+    path, directory = own[""]
+    if path.endswith(f"/{_HOST}"):  # we, or the process that started us, made room already
+        path, directory = path.removesuffix(f"/{_HOST}") or "/", directory.removesuffix(f"/{_HOST}")
+    if not _offered(directory) and own.keys() & CONTROLLERS.keys():
+        return None
+    return build(directory, ours=handed_over(directory, path))
+
+
+def build(own: str, *, ours: bool) -> V2 | Unavailable:
+    """Return a mechanism whose groups lie below ``own``.
+
+    Args:
+        own: the directory of a group.
+        ours: the group was handed over to us, so that the processes in there may be moved into a leaf.
+    """
+    offered = _offered(own)
+    if not offered:
+        return Unavailable("cgroup v2", f"no controller is delegated to {own}", REMEDY)
+    tree = Tree(own)
+    try:
+        tree.make()
+        # Asked, not tried: "+cpu" works beside processes, but makes the group the root of a threaded subtree.
+        if not is_real_root(own) and read(f"{own}/cgroup.procs"):
+            if not ours:
+                tree.close()
+                reason = f"{own} holds processes and is not handed over to them"
+                # A user's own systemd (252 and 257) marks no units: delegated ones look like the others.
+                mark = f", and mark it: setfattr -n user.delegate -v 1 {own}" if os.getuid() else ""
+                return Unavailable("cgroup v2", reason, REMEDY + mark)
+            _make_room(own)
+    except OSError as error:
+        tree.close()
+        remedy = REMEDY if error.errno != errno.EROFS else READ_ONLY
+        return Unavailable("cgroup v2", f"no groups can be made in {own}: {error.strerror}", remedy)
+    lost = {
+        what: Missing(what, f"{controller} is not delegated to {own}", _NOT_DELEGATED)
+        for controller in CONTROLLERS.keys() - offered
+        for what in CONTROLLERS[controller]
+    }
+    for controller in sorted(offered):
+        try:
+            if controller not in read(f"{own}/cgroup.subtree_control").split():
+                write(f"{own}/cgroup.subtree_control", f"+{controller}")
+            write(f"{tree.base}/cgroup.subtree_control", f"+{controller}")
+        except OSError as error:  # noqa: PERF203  each controller has an answer of its own
+            reason = f"{controller} cannot be enabled in {own}: {error.strerror}"
+            lost |= {what: Missing(what, reason, REMEDY) for what in CONTROLLERS[controller]}
+            offered = offered - {controller}
+    tree.controllers = tuple(sorted(offered))
+    try:
+        return V2(dict.fromkeys(("", *tree.controllers), tree), lost)
+    except HostError as error:
+        tree.close()
+        return Unavailable("cgroup v2", error.reason, error.remedy.rstrip("."))
+
+
+def _offered(own: str) -> set[str]:
+    try:
+        return set(read(f"{own}/cgroup.controllers").split()) & CONTROLLERS.keys()
+    except OSError:
+        return set()
+
+
+def is_real_root(directory: str) -> bool:
+    """Say whether this is the hierarchy's root, where processes and controllers may go together."""
+    return not os.path.exists(f"{directory}/cgroup.type")  # noqa: PTH110
+
+
+def handed_over(directory: str, path: str) -> bool:
+    """Say whether this group is ours to rearrange.
+
+    It is when we may write there, and it is our cgroup namespace's root or systemd marked it as delegated.
+
+    Args:
+        directory: the group.
+        path: its name in /proc/self/cgroup.
+    """
+    if not all(os.access(f"{directory}/cgroup.{file}", os.W_OK) for file in ("procs", "subtree_control")):
+        return False
+    if path == "/":
+        return not is_real_root(directory)
+    for attribute in ("trusted.delegate", "user.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(directory, attribute) == b"1":
+                return True
+    return False
+
+
+def _make_room(own: str) -> None:
+    """Move the processes in ``own``, this one among them, into a leaf. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(f"{own}/{_HOST}")  # noqa: PTH102
+    for _ in range(_MOVES):
+        pids = read(f"{own}/cgroup.procs").split()  # a page of them; more in the next round
+        if not pids:
+            return
+        if "0" in pids:
+            raise OSError(errno.EPERM, "it holds processes of an outer PID namespace, which cannot be moved")
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                write(f"{own}/{_HOST}/cgroup.procs", pid)
+    raise OSError(errno.EBUSY, f"processes appear faster than they can be moved to {_HOST}")

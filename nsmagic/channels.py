@@ -1,0 +1,101 @@
+"""The owner's ends of a container's channels: streams, control, report, lifeline.
+
+They are made before the container, and each of the other ends is given to it.  ``job`` reads and writes
+them; here they are only made, told apart and closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from nsmagic.launcher import client
+
+PIPE_BYTES: Final = 1 << 20
+_F_SETPIPE_SZ: Final = 1031
+_ORDER: Final = struct.Struct("=QQ")
+_DEADLINE: Final = 1
+_SIGNAL: Final = 2
+
+
+@dataclass
+class Channels:
+    """The owner's side.
+
+    Attributes:
+        control: frames to and from the runner.
+        report: packets from launcher, init and payload (``NSM_REPORT_…`` in nsmagic.h).
+        lifeline: its closing ends the container.
+        stdin: written to by the owner; -1 once closed.
+        stdout: read by the owner.
+        stderr: read by the owner.
+    """
+
+    control: socket.socket
+    report: socket.socket
+    lifeline: int
+    stdin: int
+    stdout: int
+    stderr: int
+
+    def set_deadline(self, seconds: float) -> None:
+        """Have init end the container after so many seconds; 0 takes that back."""
+        self._order(_DEADLINE, int(seconds * 1e9))
+
+    def signal(self, number: int) -> None:
+        """Have init send a signal to the payload's process group."""
+        self._order(_SIGNAL, number)
+
+    def _order(self, kind: int, value: int) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self.lifeline, _ORDER.pack(kind, value))
+
+    def close_stdin(self) -> None:
+        """The job's standard input ends here."""
+        self._close_descriptor("stdin")
+
+    def close_lifeline(self) -> None:
+        """End the container."""
+        self._close_descriptor("lifeline")
+
+    def _close_descriptor(self, name: str) -> None:
+        descriptor = getattr(self, name)
+        if descriptor >= 0:
+            client.owned.discard(descriptor)
+            setattr(self, name, -1)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Close all; the container ends if it still lives."""
+        for name in ("lifeline", "stdin", "stdout", "stderr"):
+            self._close_descriptor(name)
+        for end in (self.control, self.report):
+            client.owned.discard(end.fileno())
+            end.close()
+
+
+def make() -> tuple[Channels, list[int]]:
+    """New channels, and the container's ends in the order in which the launcher takes them."""
+    control, their_control = socket.socketpair()
+    report, their_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    their_lifeline, lifeline = os.pipe()
+    their_stdin, stdin = os.pipe()
+    stdout, their_stdout = os.pipe()
+    stderr, their_stderr = os.pipe()
+    for pipe in (stdin, stdout, stderr):
+        # A larger pipe saves wake-ups; the kernel may refuse it to a user who has many (EPERM).
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, _F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(pipe, False)  # noqa: FBT003 - the library's signature
+    control.setblocking(False)  # noqa: FBT003 - likewise
+    report.setblocking(False)  # noqa: FBT003 - likewise
+    channels = Channels(control, report, lifeline, stdin, stdout, stderr)
+    client.owned.update({control.fileno(), report.fileno(), lifeline, stdin, stdout, stderr})
+    theirs = [their_control.detach(), their_report.detach(), their_lifeline, their_stdin, their_stdout, their_stderr]
+    return channels, theirs

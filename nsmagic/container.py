@@ -1,0 +1,461 @@
+"""Container: start, feed, stream, wait, stop.  Every run goes through here: magics, command line, API, kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pickle
+import re
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from nsmagic import cgroups, channels, values
+from nsmagic.errors import LauncherError, NsmagicError, StartError, StoppedError, ValueTransferError
+from nsmagic.host import remedy_for
+from nsmagic.job import Report, Run
+from nsmagic.launcher import client, frames
+from nsmagic.outcome import judge
+from nsmagic.plan import make_plan
+from nsmagic.result import Failure, Isolation, Result, Usage, Written
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from nsmagic.firewall import Filtered
+    from nsmagic.job import Ending, Sink
+    from nsmagic.spec import ContainerSpec, JobSpec
+
+_numbers = itertools.count(1)
+_END_SECONDS: Final = 1.0
+_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+_KEPT_ENVIRONMENT: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
+
+live: dict[int, Container] = {}
+"""The containers that have a job or are kept open, by number."""
+
+
+class Collector:
+    """The sink that keeps everything, for the API."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        self.outputs: list[Filtered] = []
+
+    def stream(self, name: str, data: bytes) -> None:
+        """Keep it."""
+        self.streams[name].append(data)
+
+    def display(self, output: Filtered, kind: str, display_id: str | None, *, update: bool) -> None:
+        """Keep it."""
+        del kind, display_id, update
+        self.outputs.append(output)
+
+    def clear(self, *, wait: bool) -> None:
+        """Nothing was shown."""
+
+    def failure(self, ename: str, evalue: str, traceback: list[str]) -> None:
+        """What Python itself would print: the traceback, without colours."""
+        del ename, evalue
+        self.streams["stderr"].append(plain_text("\n".join(traceback) + "\n").encode())
+
+    def ask(self, prompt: str, *, password: bool) -> str | None:
+        """Nobody is there."""
+        del prompt, password
+        return None
+
+
+def plain_text(text: str) -> str:
+    """Text without colour sequences."""
+    return re.sub(r"\x1b\[[0-9;:]*m", "", text)
+
+
+class Container:
+    """A container: it is built by ``start``, takes jobs by ``run``, and is gone after ``stop``.
+
+    Use it in a ``with`` statement to run several jobs in one container: they share files and limits, one
+    after the other; variables are not shared.
+
+    Args:
+        spec: what it should be; its paths are absolute.
+        keep: whether it takes more than one job.
+
+    Raises:
+        HostError: this host cannot enforce what the spec asks.
+    """
+
+    def __init__(self, spec: ContainerSpec, *, keep: bool = True) -> None:
+        self.spec = spec
+        self.number = next(_numbers)
+        self.keep = keep
+        self.started = time.time()
+        self._lock = threading.Lock()
+        self._plan = make_plan(spec, client.python_path())
+        self._channels: channels.Channels | None = None
+        self._launcher: client.Launcher | None = None
+        self._group: cgroups.Group | None = None
+        self._report = Report()
+        self._reader = frames.FrameReader()
+        self._ready = False
+        self._stopping = False
+        self._ended = ""
+        self._seen = cgroups.Usage()
+        self._pid = os.getpid()
+
+    # ---- life ------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Have the launcher build it; returns before it is built.  Failures show in ``run``.
+
+        Raises:
+            LauncherError: the launcher cannot be started.
+            HostError: the kernel refused a limit.
+        """
+        launcher = client.start()
+        group = self._plan.choice.create()
+        try:
+            procs = group.open_procs() if (directory := group.open_directory()) is None else [directory]
+        except OSError:
+            group.remove()
+            raise
+        ours, theirs = channels.make()
+        try:
+            into = directory is not None
+            request = self._plan.request(self.number, tuple(group.directories), 0 if into else len(procs))
+            sent = launcher.send(request, [*theirs, *procs])
+        except NsmagicError:
+            ours.close()
+            group.remove()
+            raise
+        finally:
+            for descriptor in (*theirs, *procs):
+                os.close(descriptor)
+        self._channels, self._launcher, self._group = ours, launcher, group
+        if not sent:
+            self.stop()
+            raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}")
+        return self
+
+    def stop(self) -> None:
+        """End everything in it and let go of it.  Any thread may call this while another is in ``run``."""
+        self._stopping = True
+        if self._pid != os.getpid():  # a fork of the owner: it is not ours
+            return
+        if self._channels is not None:
+            self._channels.close_lifeline()
+        if self._lock.acquire(timeout=_END_SECONDS):
+            try:
+                self._release("it was stopped")
+            finally:
+                self._lock.release()
+
+    def _release(self, why: str) -> None:
+        """End it, and let the launcher remove what is left."""
+        live.pop(self.number, None)
+        self._ended = self._ended or why
+        if self._channels is None:
+            return
+        self._channels.close()
+        self._channels = None
+        if self._launcher is None or not self._launcher.send(frames.Release(self.number)):
+            # The launcher is gone; the lifeline ends init all the same, and its directories are ours.
+            self._remove_group()
+
+    def _remove_group(self) -> None:
+        if self._group is not None:
+            self._group.kill()
+            deadline = time.monotonic() + _END_SECONDS
+            while not self._group.remove() and time.monotonic() < deadline:
+                time.sleep(0.005)
+
+    def __enter__(self) -> Self:
+        """Build it."""
+        self.keep = True
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        self.stop()
+
+    def __del__(self) -> None:
+        """Nothing is left behind by a container that was forgotten."""
+        if self._channels is not None and self._pid == os.getpid():
+            with contextlib.suppress(Exception):
+                self._release("it was forgotten")
+
+    @property
+    def init_pid(self) -> int | None:
+        """The host's process id of its init, once it is known."""
+        if self._channels is not None:
+            self._report.take(self._channels.report)
+        return self._report.pid
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The namespaces that it has of its own."""
+        return self._plan.namespaces
+
+    def pids(self) -> list[int]:
+        """The host's process ids of what runs in it."""
+        return self._group.pids() if self._group is not None else []
+
+    def usable(self) -> bool:
+        """Whether an unused container is still good: built or being built, its launcher alive."""
+        if self._channels is None or self._launcher is None or not self._launcher.alive():
+            return False
+        self._report.take(self._channels.report)
+        return not (self._report.failed or self._report.closed or self._report.exit)
+
+    # ---- jobs ---------------------------------------------------------------------
+
+    def run(
+        self,
+        job: JobSpec,
+        *,
+        sink: Sink | None = None,
+        stdin: bytes | int | None = None,
+        variables: Mapping[str, object] | None = None,
+        can_ask: bool = False,
+    ) -> Result:
+        """Run one job and wait for its end.
+
+        Args:
+            job: what to run.
+            sink: where output goes as it comes; without one it is kept in the result.
+            stdin: bytes for its standard input, or a descriptor to copy from.
+            variables: values to put into a cell's namespace.
+            can_ask: whether the sink can ask the user (``input()``).
+
+        Raises:
+            StartError: the container could not be built.
+            StoppedError: it has ended.
+            ValueTransferError: a variable cannot be put in.
+            KeyboardInterrupt: the caller was interrupted; the container is stopped.
+        """
+        message = self._message(job, variables or {}, can_ask=can_ask)
+        with self._lock:
+            if self._channels is None or self._stopping:
+                raise StoppedError(f"this container takes no more jobs: {self._ended or 'it was not started'}")
+            live[self.number] = self
+            collector = Collector()
+            memory = self._watchdog()
+            run = Run(
+                self._channels, self._report, self._reader, job, message, sink or collector, stdin, memory
+            )
+            try:
+                ending = run.run(ready=self._take_ready())
+                if ending.why == "failed":
+                    raise self._start_error()
+                if ending.why == "exited" and not self._ready and not self._stopping and self._report.exit is None:
+                    raise self._lost()
+                self._ready = True
+                return self._result(job, ending, collector)
+            except BaseException:
+                self._release("its job was interrupted")
+                raise
+
+    def _take_ready(self) -> bool:
+        """Whether a standby has said that it waits."""
+        if not self._ready and self._channels is not None:
+            with contextlib.suppress(BlockingIOError, OSError, frames.FrameError):
+                data = self._channels.control.recv(frames.LENGTH.size + 64)
+                self._ready = any(isinstance(message, frames.Ready) for message in self._reader.feed(data))
+        return self._ready
+
+    def _message(self, job: JobSpec, variables: Mapping[str, object], *, can_ask: bool) -> frames.Job:
+        data: dict[str, bytes] = {}
+        pickled: dict[str, bytes] = {}
+        for name, value in variables.items():
+            try:
+                data[name] = values.encode(value)
+            except values.NotDataError as problem:
+                # Inwards pickle does no harm: it is our own, and it is opened in the container.
+                try:
+                    pickled[name] = pickle.dumps(value)
+                except Exception:  # noqa: BLE001 - a value's own methods may raise anything
+                    raise ValueTransferError(name, f"cannot be copied into a container: {problem}") from None
+        return frames.Job(
+            kind=job.kind,
+            code=job.code,
+            argv=list(job.argv),
+            env=self._environment(job),
+            fresh=job.fresh_exec,
+            outputs=list(job.outputs),
+            execution_count=job.execution_count,
+            variables=data,
+            pickled=pickled,
+            ask=can_ask,
+            keep=self.keep,
+        )
+
+    def _environment(self, job: JobSpec) -> dict[str, str]:
+        identity = self._plan.identity
+        folder = os.path.dirname(sys.executable)  # noqa: PTH120 - as text
+        environment = {
+            "PATH": f"{folder}:{_PATH}",
+            "HOME": identity.home if "mount" in self.namespaces else os.environ.get("HOME", "/"),
+            "USER": identity.name,
+            "LOGNAME": identity.name,
+            "LANG": "C.UTF-8",
+            **{name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ},
+            "TERM": "dumb",
+            "PWD": self._plan.root.workdir,
+        }
+        if job.kind == "cell":
+            environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+        return {**environment, **dict(job.env)}
+
+    def _watchdog(self) -> Callable[[], bool] | None:
+        """Where no group limits memory: look at it now and then."""
+        group, limit = self._group, self.spec.mem
+        if limit is None or group is None or not any(each.what == "mem" for each in self._plan.choice.missing):
+            return None
+
+        def passed() -> bool:
+            pid = self.init_pid
+            if pid is None:
+                return False
+            attach = getattr(group, "attach", None)
+            if attach is not None and not getattr(self, "_attached", False):
+                attach(pid)
+                self._attached = True
+            return (group.usage().memory or 0) > limit
+
+        return passed
+
+    # ---- results ------------------------------------------------------------------
+
+    def _result(self, job: JobSpec, ending: Ending, collector: Collector) -> Result:
+        group_usage = self._group.usage() if self._group is not None else cgroups.Usage()
+        if ending.why != "kept":
+            self._finish(group_usage)
+        usage = self._usage(ending, group_usage)
+        verdict = judge(ending, self._report.exit, usage, self.spec, job, stopping=self._stopping)
+        scratch = self._report.scratch
+        if scratch is not None:
+            scratch = os.dup(scratch) if ending.why == "kept" else scratch
+            if ending.why != "kept":
+                self._report.scratch = None
+        folders = [(folder.target, folder.scratch, folder.lower) for folder in self._plan.root.writable]
+        result = Result(
+            outcome=verdict.outcome,
+            exit_status=verdict.exit_status,
+            signal=verdict.signal,
+            usage=usage,
+            isolation=self._isolation(),
+            stdout_bytes=b"".join(collector.streams["stdout"]),
+            stderr_bytes=b"".join(collector.streams["stderr"]),
+            outputs=collector.outputs,
+            failure=Failure(*ending.failure) if ending.failure else None,
+            journal=list(self._report.steps),
+            detail=verdict.detail,
+            dropped=ending.dropped,
+            written=Written(scratch, folders),
+        )
+        if ending.done is not None and result.ok:
+            result.values = _decode(job, ending.done)
+        self._seen = group_usage
+        if ending.why != "kept":
+            self._release(result.describe())
+        return result
+
+    def _finish(self, group_usage: cgroups.Usage) -> None:
+        """The job is over: end what is left of the container; wait only for what nobody else can tell."""
+        assert self._channels is not None  # noqa: S101 - run() has seen to it
+        self._channels.close_lifeline()
+        if group_usage.cpu_user is not None or self._report.exit or self._report.closed:
+            return
+        self._report.wait_for_end(self._channels.report, _END_SECONDS)
+
+    def _usage(self, ending: Ending, now: cgroups.Usage) -> Usage:
+        before, exited = self._seen, self._report.exit
+        user, system, peak = _since(now.cpu_user, before.cpu_user), _since(now.cpu_system, before.cpu_system), now.memory_peak
+        if user is None and exited is not None:
+            user, system, peak = exited.cpu_user, exited.cpu_system, peak or exited.memory_peak
+        written = None
+        if self._report.scratch is not None:
+            status = os.fstatvfs(self._report.scratch)
+            written = (status.f_blocks - status.f_bfree) * status.f_frsize
+        return Usage(
+            wall=ending.wall,
+            cpu_user=user,
+            cpu_system=system,
+            memory_peak=peak,
+            pids_peak=now.pids_peak,
+            written=written,
+            oom_kills=_since_count(now.oom_kills, before.oom_kills),
+            pids_refused=_since_count(now.pids_refused, before.pids_refused),
+        )
+
+    def _isolation(self) -> Isolation:
+        plan, group = self._plan, self._group
+        limits = {**(group.enforced if group else {}), **plan.choice.enforced}
+        if "mount" in plan.namespaces:
+            limits["disk"] = f"tmpfs size = {self.spec.disk}"
+        notes = list(plan.root.notes)
+        for step in self._report.steps:
+            if step.errno and "MOUNT_ATTR_IDMAP" in step.call:
+                path = step.call.split('"')[1]
+                notes.append(f"{path}: files of its owner are not writable inside ({step.failure}: its file system)")
+        deaths = client.take_deaths()
+        notes += [f"the launcher {death}; it was started again" for death in deaths]
+        return Isolation(
+            namespaces=plan.namespaces,
+            added=plan.added,
+            limits=limits,
+            missing={each.what: each.reason for each in plan.choice.missing},
+            network=self.spec.net,
+            user=plan.identity.uid,
+            host_user=plan.identity.host_uid,
+            workdir=plan.root.workdir,
+            notes=tuple(notes),
+        )
+
+    def _start_error(self) -> StartError:
+        failed = [step for step in self._report.steps if step.errno]
+        if not failed:
+            return StartError("spawn", "", 0, "the launcher gave no reason")
+        step = failed[-1]
+        text = f"step {step.step!r}, {step.call}: {step.failure} (errno {step.errno})"
+        return StartError(step.step, step.call, step.errno, text, remedy_for(step))
+
+    def _lost(self) -> NsmagicError:
+        """It ended before it took its job: the launcher died, or memory did not suffice to begin."""
+        usage = self._group.usage() if self._group is not None else cgroups.Usage()
+        if usage.oom_kills:
+            return StartError(
+                "payload", "", 0, "it ran out of memory before its job began", "Give it more with --mem"
+            )
+        if self._launcher is not None and not self._launcher.alive():
+            return LauncherError(f"the launcher {self._launcher.how_it_died()}. {self._launcher.log()}")
+        return StartError("payload", "", 0, "its processes ended before its job began")
+
+
+def _since(now: float | None, before: float | None) -> float | None:
+    return None if now is None else now - (before or 0.0)
+
+
+def _since_count(now: int | None, before: int | None) -> int | None:
+    return None if now is None else now - (before or 0)
+
+
+def _decode(job: JobSpec, done: frames.Done) -> dict[str, Any]:
+    found = {}
+    for name in job.outputs:
+        if name in done.values:
+            try:
+                found[name] = values.decode(done.values[name])
+            except values.NotDataError as problem:
+                raise ValueTransferError(name, str(problem)) from None
+        else:
+            reason = done.problems.get(name, "it did not come out")
+            raise ValueTransferError(name, f"cannot be taken out: {reason[:500]}")
+    return found
+

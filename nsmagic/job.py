@@ -1,0 +1,472 @@
+"""One job on its way through a container's channels, as the owner sees it: feed, stream, wait.
+
+A loop around poll(2) in the caller's own thread moves bytes and frames until the job is over.  What comes
+from the runner is believed only where no harm lies in believing; how a process ended is told by init, what
+it used by the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from nsmagic import firewall
+from nsmagic.launcher import frames
+from nsmagic.result import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nsmagic.channels import Channels
+    from nsmagic.firewall import Filtered
+    from nsmagic.spec import JobSpec
+
+_READ_BYTES: Final = 1 << 20
+_DRAIN_BYTES: Final = 4 << 20
+_MAX_DISPLAYS: Final = 10_000
+_DEADLINE_GRACE: Final = 1.0
+_STOP_SECONDS: Final = 1.0
+_WATCH_SECONDS: Final = 0.05
+_MAX_STEPS: Final = 2000
+
+
+class Sink(Protocol):
+    """Where a job's output goes, as it comes."""
+
+    def stream(self, name: str, data: bytes) -> None:
+        """Bytes of ``stdout`` or ``stderr``: hostile."""
+
+    def display(self, output: Filtered, kind: str, display_id: str | None, *, update: bool) -> None:
+        """Rich output that has passed the firewall."""
+
+    def clear(self, *, wait: bool) -> None:
+        """Clear what was shown."""
+
+    def failure(self, ename: str, evalue: str, traceback: list[str]) -> None:
+        """The cell raised; texts have passed the firewall."""
+
+    def ask(self, prompt: str, *, password: bool) -> str | None:
+        """Ask the user; None where nobody can answer."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """Init's last word.
+
+    Attributes:
+        cause: ``payload``, ``deadline`` or ``lifeline``.
+        status: the payload's, as waitpid(2) gives it.
+        cpu_user: seconds.
+        cpu_system: seconds.
+        memory_peak: bytes of the largest process.
+    """
+
+    cause: str
+    status: int
+    cpu_user: float
+    cpu_system: float
+    memory_peak: int
+
+
+class Report:
+    """What launcher, init and payload say while a container is built, and init at its end."""
+
+    def __init__(self) -> None:
+        self.pid: int | None = None
+        self.scratch: int | None = None
+        self.steps: list[Step] = []
+        self.failed = False
+        self.closed = False
+        self.exit: Exit | None = None
+
+    def take(self, channel: socket.socket) -> None:
+        """Take all packets that have come."""
+        while not self.closed:
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(channel, 1 << 17, 4)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet, descriptors = b"", []
+            if packet[:1] == b"L" and descriptors and self.scratch is None:
+                self.scratch = descriptors.pop()
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if not packet:
+                self.closed = True
+            else:
+                self._read(packet[:1], packet[1:].decode(errors="replace"))
+
+    def wait_for_end(self, channel: socket.socket, seconds: float) -> None:
+        """Wait for init's last word, so long at most."""
+        deadline = time.monotonic() + seconds
+        waiting = select.poll()
+        waiting.register(channel.fileno(), select.POLLIN)
+        while self.exit is None and not self.closed and time.monotonic() < deadline:
+            if waiting.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+                self.take(channel)
+
+    def _read(self, kind: bytes, text: str) -> None:
+        with contextlib.suppress(ValueError):  # a line that we cannot read tells nothing
+            if kind in b"JFR":
+                self._read_journal(text)
+                self.failed = self.failed or kind == b"F"
+            elif kind == b"P":
+                self.pid = int(text)
+            elif kind == b"X":
+                cause, status, user, system, memory = text.split()
+                self.exit = Exit(cause, int(status), int(user) / 1e6, int(system) / 1e6, int(memory) * 1024)
+
+    def _read_journal(self, text: str) -> None:
+        for line in text.splitlines():
+            if len(self.steps) < _MAX_STEPS:
+                step, call, result, errno, began, took = line.split("\t")
+                self.steps.append(Step(step, call, int(result), int(errno), int(began) / 1e9, int(took) / 1e9))
+
+
+@dataclass
+class Ending:
+    """How the loop ended.
+
+    Attributes:
+        why: ``done`` (the runner said so), ``exited`` (init said so, or is gone), ``kept`` (one job of
+            several), ``output-limit``, ``deadline``, ``memory`` (the watchdog) or ``failed`` (never built).
+        wall: seconds.
+        done: the runner's last word.
+        status: of a kept job's process, as waitpid(2) gives it.
+        failure: the exception that a cell ended with.
+        no_program: errno of an exec that failed.
+        dropped: bytes over the output limit.
+        bad_frame: why the control channel was closed.
+    """
+
+    why: str
+    wall: float
+    done: frames.Done | None = None
+    status: int | None = None
+    failure: tuple[str, str, list[str]] | None = None
+    no_program: int | None = None
+    dropped: int = 0
+    bad_frame: str = ""
+
+
+class Run:
+    """One job.
+
+    Args:
+        channels: of its container.
+        report: what has been said about the container so far.
+        reader: of the control channel, which may hold a part of a frame.
+        job: what is run.
+        message: the frame that tells the runner.
+        sink: where output goes.
+        stdin: bytes for its standard input, or a descriptor to copy from, or None for none.
+        memory: called now and then where a watchdog enforces the limit; True when it is passed.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        report: Report,
+        reader: frames.FrameReader,
+        job: JobSpec,
+        message: frames.Job,
+        sink: Sink,
+        stdin: bytes | int | None,
+        memory: Callable[[], bool] | None,
+    ) -> None:
+        self._channels, self._report, self._reader, self._job = channels, report, reader, job
+        self._keep, self._sink, self._memory = message.keep, sink, memory
+        self._to_runner = bytearray(frames.encode_frame(message))
+        self._source = stdin if isinstance(stdin, int) else -1
+        self._to_stdin = memoryview(stdin) if isinstance(stdin, bytes) else memoryview(b"")
+        self._poll = select.poll()
+        self._streams = {channels.stdout: "stdout", channels.stderr: "stderr"}
+        self._ended: str | None = None
+        self._began = time.monotonic()
+        self._room = job.output_limit
+        self._displays = 0
+        self._display_ids: dict[str, str] = {}
+        self._control_open = True
+        self._started = False
+        self.ending = Ending("exited", 0.0)
+
+    def run(self, *, ready: bool) -> Ending:
+        """Move bytes until the job is over.
+
+        Args:
+            ready: whether the runner has said that it waits.
+        """
+        poll, channels = self._poll, self._channels
+        for descriptor in self._streams:
+            poll.register(descriptor, select.POLLIN)
+        poll.register(channels.report.fileno(), select.POLLIN)
+        if self._source >= 0:
+            poll.register(self._source, select.POLLIN)
+        elif not self._to_stdin and not self._keep:
+            channels.close_stdin()
+        elif self._to_stdin:
+            poll.register(channels.stdin, select.POLLOUT)
+        self._want_control()
+        if ready:
+            self._start()
+        while self._ended is None:
+            for descriptor, event in self._sorted(poll.poll(self._timeout_ms())):
+                if self._ended is None:
+                    self._handle(descriptor, event)
+            if self._ended is None:
+                self._check_clocks()
+        self.ending.why = self._ended
+        self.ending.wall = time.monotonic() - self._began
+        return self.ending
+
+    # ---- clocks --------------------------------------------------------------
+
+    def _start(self) -> None:
+        """The runner waits for its job: from here on, time counts."""
+        self._started = True
+        self._began = time.monotonic()
+        if self._job.timeout is not None:
+            self._channels.set_deadline(self._job.timeout)
+
+    def _timeout_ms(self) -> int | None:
+        if self._memory is not None:
+            return int(_WATCH_SECONDS * 1000)
+        if self._started and self._job.timeout is not None:
+            left = self._began + self._job.timeout + _DEADLINE_GRACE - time.monotonic()
+            return max(0, int(left * 1000) + 1)
+        return None
+
+    def _check_clocks(self) -> None:
+        # Init enforces the deadline; this is for an init that cannot, such as a frozen one.
+        if self._started and self._job.timeout is not None:
+            if time.monotonic() > self._began + self._job.timeout + _DEADLINE_GRACE:
+                self._ended = "deadline"
+        if self._memory is not None and self._memory():
+            self._ended = "memory"
+
+    # ---- descriptors -----------------------------------------------------------
+
+    def _sorted(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Streams before frames before the report: what was printed first is shown first."""
+        order = {self._channels.control.fileno(): 1, self._channels.report.fileno(): 2}
+        return sorted(events, key=lambda event: order.get(event[0], 0))
+
+    def _handle(self, descriptor: int, event: int) -> None:
+        if descriptor in self._streams:
+            self._read_stream(descriptor, _READ_BYTES)
+        elif descriptor == self._channels.control.fileno():
+            if event & select.POLLOUT:
+                self._write_control()
+            if event & ~select.POLLOUT:
+                self._read_control()
+        elif descriptor == self._channels.report.fileno():
+            self._read_report()
+        elif descriptor == self._source:
+            self._read_source()
+        else:
+            self._write_stdin()
+
+    def _read_stream(self, descriptor: int, most: int) -> int:
+        """Read once; how many bytes there were, 0 at the end or where none are waiting."""
+        try:
+            data = os.read(descriptor, most)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            data = b""
+        if not data:
+            self._poll.unregister(descriptor)
+            del self._streams[descriptor]
+            return 0
+        self._take_output(self._streams[descriptor], data)
+        return len(data)
+
+    def _take_output(self, name: str, data: bytes) -> None:
+        if len(data) > self._room:
+            self.ending.dropped += len(data) - self._room
+            if self._job.at_output_limit == "stop":
+                self._ended = "output-limit"
+            data = data[: self._room]
+        if data:
+            self._room -= len(data)
+            self._sink.stream(name, data)
+
+    def _drain(self, most: int = _DRAIN_BYTES) -> None:
+        """Show what has been printed so far; bounded, since a flood has no end."""
+        for descriptor in list(self._streams):
+            left = most
+            while left > 0 and descriptor in self._streams and self._ended != "output-limit":
+                count = self._read_stream(descriptor, min(left, _READ_BYTES))
+                if not count:
+                    break
+                left -= count
+
+    def _drain_to_end(self) -> None:
+        """All processes are dead, so the streams end; if not all are, not for long."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self._streams and self._ended != "output-limit":
+            self._drain()
+            wait = deadline - time.monotonic()
+            if not self._streams or wait <= 0:
+                return
+            waiting = select.poll()
+            for descriptor in self._streams:
+                waiting.register(descriptor, select.POLLIN)
+            waiting.poll(int(wait * 1000) + 1)
+
+    # ---- the report --------------------------------------------------------------
+
+    def _read_report(self) -> None:
+        report = self._report
+        report.take(self._channels.report)
+        if report.failed:
+            self._ended = "failed"
+        elif report.exit is not None or report.closed:
+            # Frames that were sent before the end are still there: an error, values.
+            self._drain_to_end()
+            while self._control_open and self._ended is None and self._read_control():
+                pass
+            # Whoever is gone cannot be "done" any more than it is "exited": init's word stands.
+            if self._ended is None or self._ended == "done":
+                self._ended = "exited" if self._ended is None else "done"
+
+    # ---- the control channel ---------------------------------------------------------
+
+    def _want_control(self) -> None:
+        wanted = select.POLLIN | (select.POLLOUT if self._to_runner else 0)
+        self._poll.register(self._channels.control.fileno(), wanted)
+
+    def _write_control(self) -> None:
+        try:
+            sent = self._channels.control.send(self._to_runner[: 1 << 20])
+        except BlockingIOError:
+            return
+        except OSError:
+            self._to_runner.clear()
+        else:
+            del self._to_runner[:sent]
+        self._want_control()
+
+    def _tell(self, message: frames.Answer | frames.Go) -> None:
+        self._to_runner += frames.encode_frame(message)
+        self._write_control()
+
+    def _read_control(self) -> bool:
+        """Read once; whether more may be there."""
+        try:
+            data = self._channels.control.recv(_READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._close_control()
+            return False
+        try:
+            for message in self._reader.feed(data):
+                self._take_frame(message)
+                if self._ended is not None:
+                    return False
+        except frames.FrameError as error:
+            # One bad frame ends the channel: nothing that follows can be believed either.
+            self.ending.bad_frame = str(error)
+            self._close_control()
+        return self._control_open
+
+    def _close_control(self) -> None:
+        if self._control_open:
+            self._control_open = False
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(self._channels.control.fileno())
+
+    def _take_frame(self, message: frames.FromRunner) -> None:
+        match message:
+            case frames.Ready():
+                if not self._started:
+                    self._start()
+            case frames.Display():
+                self._drain()
+                self._show(message)
+                self._tell(frames.Go())
+            case frames.Clear(wait=wait):
+                self._drain()
+                self._sink.clear(wait=wait)
+                self._tell(frames.Go())
+            case frames.Failure(ename=ename, evalue=evalue, traceback=traceback):
+                self._drain()
+                self.ending.failure = firewall.clean_traceback(ename, evalue, traceback)
+                self._sink.failure(*self.ending.failure)
+            case frames.Ask(prompt=prompt, password=password):
+                self._drain()
+                shown = firewall.clean_stream(prompt[:10_000])
+                self._tell(frames.Answer(self._sink.ask(shown, password=password)))
+            case frames.NoProgram(errno=errno):
+                self.ending.no_program = errno
+            case frames.Done():
+                self._drain()
+                self.ending.done = message
+                if not self._keep and self._ended is None:
+                    self._ended = "done"
+            case frames.Exited(status=status):
+                self._drain()
+                self.ending.status = status
+                if self._keep and self._ended is None:
+                    self._ended = "kept"
+
+    def _show(self, message: frames.Display) -> None:
+        self._displays += 1
+        size = sum(len(value) for value in message.data.values() if isinstance(value, str | bytes))
+        if size > self._room or self._displays > _MAX_DISPLAYS:
+            self.ending.dropped += size
+            if self._job.at_output_limit == "stop" and self._ended is None:
+                self._ended = "output-limit"
+            return
+        self._room -= size
+        output = firewall.filter_bundle(message.data, message.metadata, trusted=self._job.rich == "trusted")
+        kind = "result" if message.kind == "result" else "display"
+        display_id = self._own_id(message.display_id)
+        self._sink.display(output, kind, display_id, update=message.update and display_id is not None)
+
+    def _own_id(self, theirs: str | None) -> str | None:
+        """Their name for an output, under one that cannot be anybody else's."""
+        if theirs is None:
+            return None
+        if theirs not in self._display_ids and len(self._display_ids) < _MAX_DISPLAYS:
+            self._display_ids[theirs] = f"nsmagic-{uuid.uuid4().hex}"
+        return self._display_ids.get(theirs)
+
+    # ---- standard input ------------------------------------------------------------------
+
+    def _read_source(self) -> None:
+        """Copy from the owner's descriptor, one piece at a time, as fast as it is taken."""
+        data = os.read(self._source, 1 << 16)
+        self._poll.unregister(self._source)
+        if data:
+            self._to_stdin = memoryview(data)
+            self._poll.register(self._channels.stdin, select.POLLOUT)
+        else:
+            self._source = -1
+            self._channels.close_stdin()
+
+    def _write_stdin(self) -> None:
+        try:
+            written = os.write(self._channels.stdin, self._to_stdin)
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads it any more
+            written = len(self._to_stdin)
+            self._source = -1
+        self._to_stdin = self._to_stdin[written:]
+        if not self._to_stdin:
+            self._poll.unregister(self._channels.stdin)
+            if self._source >= 0:
+                self._poll.register(self._source, select.POLLIN)
+            else:
+                self._channels.close_stdin()

@@ -1,0 +1,1 @@
+"""The warm template that containers are cloned from, and what it is told."""

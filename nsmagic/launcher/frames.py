@@ -1,0 +1,279 @@
+"""The wire format between owner, launcher and runner: typed and bounded.
+
+Requests to the launcher are one packet each, with descriptors beside them.  Between owner and runner a frame
+is four bytes of length (big-endian) and that many bytes of MessagePack.  What comes from a runner is
+hostile: it is decoded into these types and nothing else, and a bad frame ends the channel.
+This module knows no other.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_REQUEST: Final = 160 * 1024
+"""Bytes of one packet to the launcher; the kernel's default limit for a packet is 208 KiB."""
+MAX_FRAME: Final = 64 * 1024 * 1024
+"""Bytes of one frame from a runner."""
+LENGTH: Final = struct.Struct("!I")
+
+
+class FrameError(Exception):
+    """A frame that is malformed, too long, or of no known type."""
+
+
+# ---- owner -> launcher -----------------------------------------------------
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One thing in the container's root; see ``struct nsm_entry`` in nsmagic.h.
+
+    Attributes:
+        owner: root only: (uid, gid) whose files are to appear as the payload's.
+    """
+
+    kind: int
+    target: bytes
+    source: bytes = b""
+    flags: int = 0
+    mode: int = 0o755
+    owner: tuple[int, int] | None = None
+
+
+class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
+    """Make a container.  Six descriptors come with it (control, report, lifeline, stdin, stdout, stderr),
+    then one for each cgroup.procs file, then the cgroup v2 directory if ``into_cgroup``.
+
+    Attributes:
+        directories: cgroup directories to remove, in this order, when the container is gone.
+    """  # noqa: D205
+
+    id: int
+    namespaces: int
+    uid: int
+    gid: int
+    host_uid: int
+    host_gid: int
+    hostname: str | None
+    workdir: bytes
+    disk_bytes: int
+    disk_inodes: int
+    entries: list[Entry]
+    rlimits: list[tuple[int, int]]
+    cgroup_procs: int
+    into_cgroup: bool
+    directories: list[str]
+
+
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """The owner is done with a container: end what is left of it and remove its cgroup directories."""
+
+    id: int
+
+
+Request = Spawn | Release
+
+
+# ---- launcher -> owner -----------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """The launcher is ready.
+
+    Attributes:
+        failed: modules that could not be preloaded, each with the reason.
+    """
+
+    pid: int
+    failed: list[tuple[str, str]]
+
+
+# ---- owner -> runner --------------------------------------------------------
+
+
+class Job(msgspec.Struct, frozen=True, tag="job"):
+    """What to run; see ``JobSpec``.
+
+    Attributes:
+        variables: encoded values to put into the cell's namespace, by name.
+        pickled: likewise, values that only pickle could carry; they come from the owner, who is trusted.
+        ask: whether ``input()`` may ask the owner.
+        keep: fork for this job and take another one afterwards.
+    """
+
+    kind: str
+    code: str
+    argv: list[str]
+    env: dict[str, str]
+    fresh: bool
+    outputs: list[str]
+    execution_count: int
+    variables: dict[str, bytes]
+    pickled: dict[str, bytes]
+    ask: bool
+    keep: bool
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """What the user typed; None where nobody can answer."""
+
+    text: str | None
+
+
+class Go(msgspec.Struct, frozen=True, tag="go"):
+    """The owner has shown all output up to a ``Display``: it may go on, and the order holds."""
+
+
+ToRunner = Job | Answer | Go
+
+
+# ---- runner -> owner: hostile ------------------------------------------------
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The runner waits for its job."""
+
+
+class Display(msgspec.Struct, frozen=True, tag="display"):
+    """Rich output.
+
+    Attributes:
+        kind: ``display`` or ``result`` (a cell's last expression).
+        display_id: the sender's name for this output, so that it can be updated.
+        update: whether it replaces the earlier output of that name.
+    """
+
+    kind: str
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    display_id: str | None = None
+    update: bool = False
+
+
+class Clear(msgspec.Struct, frozen=True, tag="clear"):
+    """Clear the output, now or when the next one comes."""
+
+    wait: bool
+
+
+class Failure(msgspec.Struct, frozen=True, tag="failure"):
+    """The cell raised."""
+
+    ename: str
+    evalue: str
+    traceback: list[str]
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """``input()`` or ``getpass()`` was called."""
+
+    prompt: str
+    password: bool
+
+
+class NoProgram(msgspec.Struct, frozen=True, tag="no-program"):
+    """The program could not be executed."""
+
+    errno: int
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The job is over, as the runner sees it.
+
+    Attributes:
+        exit_status: 0 to 255.
+        values: encoded values taken out, by name.
+        problems: names that could not be taken out, each with the reason.
+    """
+
+    exit_status: int
+    values: dict[str, bytes]
+    problems: dict[str, str]
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    """With ``keep``: the job's process has ended.
+
+    Attributes:
+        status: as waitpid(2) gives it.
+    """
+
+    status: int
+
+
+FromRunner = Ready | Display | Clear | Failure | Ask | NoProgram | Done | Exited
+
+_encoder = msgspec.msgpack.Encoder()
+_from_runner = msgspec.msgpack.Decoder(FromRunner)
+_to_runner = msgspec.msgpack.Decoder(ToRunner)
+_request = msgspec.msgpack.Decoder(Request)
+_hello = msgspec.msgpack.Decoder(Hello)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """A message as MessagePack, without a length."""
+    return _encoder.encode(message)
+
+
+def encode_frame(message: msgspec.Struct) -> bytes:
+    """A message as a frame: its length, then MessagePack.
+
+    Raises:
+        FrameError: longer than ``MAX_FRAME``.
+    """
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME:
+        raise FrameError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME}")
+    return LENGTH.pack(len(body)) + body
+
+
+def decode_request(packet: bytes) -> Request:
+    """What a packet asks the launcher to do."""
+    return _request.decode(packet)
+
+
+def decode_hello(packet: bytes) -> Hello:
+    """The launcher's greeting."""
+    return _hello.decode(packet)
+
+
+def decode_to_runner(body: bytes) -> ToRunner:
+    """A frame's content, in the runner."""
+    return _to_runner.decode(body)
+
+
+class FrameReader:
+    """Cuts a runner's bytes into frames, and decodes them; for the owner's side.
+
+    Memory is bounded by ``MAX_FRAME``.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[FromRunner]:
+        """Add bytes and give the frames that are complete.
+
+        Raises:
+            FrameError: malformed, too long or of unknown type; the channel is of no more use.
+        """
+        self._buffer += data
+        while len(self._buffer) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME:
+                raise FrameError(f"a frame of {length} bytes is over the limit of {MAX_FRAME}")
+            end = LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(memoryview(self._buffer)[LENGTH.size : end])
+            del self._buffer[:end]
+            try:
+                message = _from_runner.decode(body)
+            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+                raise FrameError(f"a malformed frame: {str(error)[:200]}") from None
+            yield message

@@ -1,0 +1,270 @@
+"""The launcher process: a warm Python, single-threaded, that containers are cloned from.
+
+It is started by the owner, imports what cells will need, says hello and then waits: for requests from the
+owner, and for the ends of the containers that it made.  It holds no secrets: its environment is made for it,
+and its memory is what every container begins with.  It ends when the owner does, and takes all with it.
+
+It imports ``frames``, ``runner`` and ``native`` and never the owner's side: what is inside a container
+holds no way back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from nsmagic.launcher import frames, runner
+from nsmagic.native import _runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from IPython.core.interactiveshell import InteractiveShell
+
+STREAMS: Final = 6
+"""Descriptors that come with every request: control, report, lifeline, stdin, stdout, stderr."""
+MAX_DESCRIPTORS: Final = 32
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_REMOVAL_RETRY_MS: Final = 5
+_REMOVAL_TRIES: Final = 400
+
+
+class _Child:
+    """A container that was made here and may still live."""
+
+    def __init__(self, pid: int, directories: Sequence[str]) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.directories = list(directories)
+        self.ended = False
+        self.released = False
+        self.tries = 0
+
+    def kill(self) -> None:
+        """End init, and the kernel ends the rest."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Take init's exit status, so that its pid is free again."""
+        if not self.ended:
+            self.ended = True
+            os.close(self.pidfd)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+
+    def remove(self) -> bool:
+        """Remove the cgroup directories; True when they are gone or cannot be removed."""
+        self.tries += 1
+        for directory in list(self.directories):
+            try:
+                os.rmdir(directory)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                # EBUSY: the last of its processes is not quite gone.
+                return self.tries > _REMOVAL_TRIES
+            self.directories.remove(directory)
+        return True
+
+
+class Launcher:
+    """Takes requests until the owner is gone."""
+
+    def __init__(self, owner: socket.socket, shell: InteractiveShell) -> None:
+        self._owner = owner
+        self._shell = shell
+        self._children: dict[int, _Child] = {}
+        self._poll = select.poll()
+        self._poll.register(owner.fileno(), select.POLLIN)
+        self._idmaps: dict[tuple[int, int, int, int], int] = {}
+
+    def serve(self) -> NoReturn:
+        """Answer requests; returns never: not here, and not in a payload."""
+        try:
+            while True:
+                waiting = [child for child in self._children.values() if child.released and child.ended]
+                for descriptor, _ in self._poll.poll(_REMOVAL_RETRY_MS if waiting else None):
+                    if descriptor == self._owner.fileno():
+                        self._take_request()
+                    else:
+                        self._reap(descriptor)
+                self._tidy()
+        except (EOFError, ConnectionError):
+            self._end()
+
+    def _take_request(self) -> None:
+        packet, descriptors, flags, _ = socket.recv_fds(self._owner, frames.MAX_REQUEST, MAX_DESCRIPTORS)
+        if not packet:
+            raise EOFError
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                return
+            request = frames.decode_request(packet)
+            if isinstance(request, frames.Release):
+                child = self._children.get(request.id)
+                if child:
+                    child.released = True
+                    child.kill()
+            else:
+                self._spawn(request, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _spawn(self, request: frames.Spawn, descriptors: list[int]) -> None:
+        pid, report = self._clone(request, descriptors), descriptors[1]
+        del report
+        if pid > 0:
+            child = _Child(pid, request.directories)
+            self._children[request.id] = child
+            self._poll.register(child.pidfd, select.POLLIN)
+        else:
+            # The owner has been told why, and removes the directories itself when it releases the container.
+            nobody = _Child.__new__(_Child)
+            nobody.pid, nobody.directories, nobody.ended = -1, list(request.directories), True
+            nobody.released, nobody.tries = False, 0
+            self._children[request.id] = nobody
+
+    def _clone(self, request: frames.Spawn, descriptors: list[int]) -> int:
+        ffi, lib = _runtime.ffi, _runtime.lib
+        keep: list[Any] = []  # what C only points at must live until it returns
+
+        def text(value: bytes) -> Any:
+            keep.append(ffi.new("char[]", value))
+            return keep[-1]
+
+        entries = ffi.new("struct nsm_entry[]", max(len(request.entries), 1))
+        for entry, wanted in zip(entries, request.entries, strict=False):
+            entry.kind, entry.flags, entry.mode = wanted.kind, wanted.flags, wanted.mode
+            entry.target, entry.source = text(wanted.target), text(wanted.source)
+            entry.length, entry.tree, entry.idmap = len(wanted.source), -1, self._idmap(request, wanted)
+        rlimits = ffi.new("struct nsm_rlimit[]", request.rlimits)
+        procs = ffi.new("int[]", descriptors[STREAMS : STREAMS + request.cgroup_procs])
+        control, report, lifeline, stdin, stdout, stderr = descriptors[:STREAMS]
+        plan = ffi.new(
+            "struct nsm_plan *",
+            {
+                "namespaces": request.namespaces,
+                "uid": request.uid, "gid": request.gid,
+                "host_uid": request.host_uid, "host_gid": request.host_gid,
+                "hostname": ffi.NULL if request.hostname is None else text(request.hostname.encode()),
+                "workdir": text(request.workdir),
+                "disk_bytes": request.disk_bytes, "disk_inodes": request.disk_inodes,
+                "entry_count": len(request.entries),
+                "rlimits": rlimits, "rlimit_count": len(request.rlimits),
+                "cgroup_procs": procs, "cgroup_procs_count": request.cgroup_procs,
+                "cgroup_directory": descriptors[STREAMS + request.cgroup_procs] if request.into_cgroup else -1,
+                "lifeline": lifeline, "report": report, "control": control,
+                "stdin_fd": stdin, "stdout_fd": stdout, "stderr_fd": stderr,
+            },
+        )  # fmt: skip
+        pid: int = lib.nsm_spawn_python(plan, entries)
+        if pid == 0:
+            self._become_payload()
+        return pid
+
+    def _idmap(self, request: frames.Spawn, entry: frames.Entry) -> int:
+        """A user namespace that shows the entry's owner as the payload; made once for each owner."""
+        if entry.owner is None or os.geteuid() != 0:
+            return -1
+        key = (*entry.owner, request.host_uid, request.host_gid)
+        if key not in self._idmaps:
+            self._idmaps[key] = _runtime.lib.nsm_userns_for_idmap(*key)
+        return self._idmaps[key]
+
+    def _become_payload(self) -> NoReturn:
+        """In the container: forget the launcher's descriptors (C has closed them) and run the job."""
+        try:
+            self._owner.detach()
+            for child in self._children.values():
+                child.ended = True
+            runner.serve(self._shell)
+        finally:
+            # No exception may unwind into the launcher's loop.
+            os._exit(125)
+
+    def _reap(self, pidfd: int) -> None:
+        for child in self._children.values():
+            if not child.ended and child.pidfd == pidfd:
+                self._poll.unregister(pidfd)
+                child.reap()
+                return
+
+    def _tidy(self) -> None:
+        for number, child in list(self._children.items()):
+            if child.released and child.ended and child.remove():
+                del self._children[number]
+        self._end_strays()
+
+    def _end_strays(self) -> None:
+        """A container without a PID namespace whose init was killed leaves orphans, and they come to us."""
+        known = {child.pid for child in self._children.values()}
+        with contextlib.suppress(OSError):
+            text = f"/proc/self/task/{os.getpid()}/children"
+            with open(text, encoding="ascii") as file:  # noqa: PTH123 - hot, and no path to speak of
+                strays = [int(pid) for pid in file.read().split() if int(pid) not in known]
+            for stray in strays:
+                os.kill(stray, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(stray, 0)
+
+    def _end(self) -> NoReturn:
+        """The owner is gone: end every container, remove every directory, then go too."""
+        for child in self._children.values():
+            child.kill()
+        for child in self._children.values():
+            child.reap()
+        parents = {os.path.dirname(path) for child in self._children.values() for path in child.directories}  # noqa: PTH120
+        left = list(self._children.values())
+        while left:
+            left = [child for child in left if not child.remove()]
+            if left:
+                time.sleep(_REMOVAL_RETRY_MS / 1000)
+        for parent in parents:
+            with contextlib.suppress(OSError):
+                os.rmdir(parent)  # noqa: PTH106 - a plain path from the owner
+        os._exit(0)
+
+
+def _preload(modules: Sequence[str]) -> list[tuple[str, str]]:
+    failed = []
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - any module may fail in any way
+            failed.append((name, f"{type(error).__name__}: {error}"[:500]))
+    return failed
+
+
+def main() -> NoReturn:
+    """Run the launcher; ``sys.argv[1]`` is JSON: ``{"owner": descriptor, "preload": [...]}``."""
+    config = json.loads(sys.argv[1])
+    owner = socket.socket(fileno=config["owner"])
+    # Without a PID namespace a killed init's children would become the machine's; so they become ours.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        failed = _preload(config["preload"])
+        shell = runner.warm_shell()
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - likewise
+    if threads != 1:
+        failed.append(("", f"a preloaded module has started {threads - 1} threads; a clone would not have them"))
+    # Objects made so far live as long as we: the collector need not touch (and so copy) their pages.
+    gc.collect()
+    gc.freeze()
+    owner.send(frames.encode(frames.Hello(os.getpid(), failed)))
+    Launcher(owner, shell).serve()

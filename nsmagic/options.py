@@ -1,0 +1,270 @@
+"""The one table of options: magics, command line, Python API, completion and the docs all read it.
+
+Pure: no I/O, and nothing here knows what a container is made of.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from nsmagic import spec
+from nsmagic.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+Scope = Literal["container", "job", "magic", "line", "command"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: as the Python API spells it.
+        flags: as magics and command line spell it, the first is the one that messages use.
+        metavar: what its value looks like; empty for a switch.
+        parse: from the option's name and what the user wrote to the value.
+        help: one sentence.
+        scope: ``container`` and ``job`` options are everywhere; ``magic`` ones are of ``%%contain``;
+            ``line`` ones of ``%contain_config``; ``command`` ones of the command line.
+        default: in words, for the docs; empty where there is none.
+        many: whether it may be given more than once.
+        choices: values to complete.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    metavar: str
+    parse: Callable[[str, Any], Any]
+    help: str
+    scope: Scope
+    default: str = ""
+    many: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """The spelling that messages use."""
+        return self.flags[0]
+
+
+def _switch(option: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise SpecError(option, f"{value!r} is not True or False")
+
+
+def _text(option: str, value: object) -> str:
+    text = str(value)
+    if not text or "\0" in text:
+        raise SpecError(option, "is empty or holds a zero byte")
+    return text
+
+
+def _name(option: str, value: object) -> str:
+    text = str(value)
+    if not text.isidentifier():
+        raise SpecError(option, f"{text[:40]!r} is not a variable's name")
+    return text
+
+
+def _names(option: str, value: object) -> tuple[str, ...]:
+    """``a,b``: names of variables."""
+    parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+    return tuple(_name(option, part.strip()) for part in parts)
+
+
+def _modules(option: str, value: object) -> tuple[str, ...]:
+    """``numpy,pandas``: names of modules, none for an empty text."""
+    parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+    names = [part.strip() for part in parts if part.strip()]
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise SpecError(option, f"{name[:40]!r} is not a module's name")
+    return tuple(names)
+
+
+def _environment(option: str, value: object) -> tuple[str, str]:
+    return value if isinstance(value, tuple) else spec.parse_variable(option, value)
+
+
+def _output_limit_text() -> str:
+    return f"{spec.DEFAULT_OUTPUT_LIMIT // spec.MIB}M:stop"
+
+
+OPTIONS: Final = (
+    Option("mem", ("--mem", "-m"), "SIZE", spec.parse_mem,
+           "Memory limit, such as 128M; what is written to files counts too.", "container"),
+    Option("swap", ("--swap",), "SIZE", spec.parse_swap,
+           "Swap on top of --mem.", "container", "0"),
+    Option("cpus", ("--cpus",), "N", spec.parse_cpus,
+           "Processors' worth of time, such as 0.5.", "container"),
+    Option("pids", ("--pids",), "N", spec.parse_count,
+           "Processes and threads at once.", "container", str(spec.DEFAULT_PIDS)),
+    Option("disk", ("--disk",), "SIZE", spec.parse_size,
+           "All that may be written to files.", "container", f"{spec.DEFAULT_DISK // spec.GIB}G"),
+    Option("timeout", ("--timeout", "-t"), "TIME", spec.parse_duration,
+           "Wall-clock limit, such as 10, 500ms or 2m.", "job"),
+    Option("output_limit", ("--output-limit",), "SIZE[:stop|drop]", spec.parse_output_limit,
+           "Output limit; there the run is stopped, or the rest dropped.", "job", _output_limit_text()),
+    Option("net", ("--net",), "NETWORK", spec.parse_network,
+           "Network: none (a loopback of its own) or host (the host's own).", "container", "none",
+           choices=("none", "host")),
+    Option("ns", ("--ns",), "NAMESPACES", spec.parse_namespaces,
+           "Namespaces to make: all, all-net, or a list such as uts,pid.", "container", "all",
+           choices=("all", *(f"all-{name}" for name in spec.NAMESPACES), *spec.NAMESPACES)),
+    Option("bind", ("--bind", "-b"), "SRC[:DST][:ro|rw|cow]", spec.parse_bind,
+           "Show a file or folder of the host: read-only, writable or copy-on-write.", "container", many=True),
+    Option("workdir", ("--workdir", "-w"), "DIR", _text,
+           "Working directory, shown copy-on-write.", "container", "the current one"),
+    Option("env", ("--env", "-e"), "KEY=VALUE", _environment,
+           "Set an environment variable.", "job", many=True),
+    Option("hostname", ("--hostname",), "NAME", spec.parse_hostname,
+           "Host name inside.", "container", "container"),
+    Option("user", ("--user", "-u"), "root|UID", spec.parse_user,
+           "The user that the code sees itself as; outside it is nobody special.", "container", "your own",
+           choices=("root",)),
+    Option("fresh_exec", ("--fresh-exec",), "", _switch,
+           "Start a new Python interpreter instead of a clone of the warm one.", "job"),
+    Option("best_effort", ("--best-effort",), "", _switch,
+           "Run with less isolation where the host cannot do all that is asked, and say what is missing.",
+           "container"),
+    Option("rich", ("--rich",), "KIND", spec.parse_rich,
+           "Rich output: safe (filtered) or trusted (scripts run in your notebook).", "job", "safe",
+           choices=("safe", "trusted")),
+    Option("stats", ("--stats",), "", _switch,
+           "Say what the run used and which isolation was in force.", "magic"),
+    Option("inputs", ("-i", "--input"), "NAMES", _names,
+           "Copy variables in, such as a,b.", "magic", many=True),
+    Option("outputs", ("-o", "--output"), "NAMES", _names,
+           "Take variables out, in data-only formats.", "magic", many=True),
+    Option("out", ("--out",), "NAME", _name,
+           "Put standard output into this variable instead of showing it.", "magic"),
+    Option("err", ("--err",), "NAME", _name,
+           "Put standard error into this variable instead of showing it.", "magic"),
+    Option("bg", ("--bg",), "", _switch,
+           "Run in the background.", "magic"),
+    Option("proc", ("--proc",), "NAME", _name,
+           "With --bg: put the running job into this variable.", "magic"),
+    Option("no_raise_error", ("--no-raise-error",), "", _switch,
+           "Do not raise when the cell fails.", "magic"),
+    Option("preload", ("--preload",), "MODULES", _modules,
+           "Modules that the launcher imports once, such as numpy,pandas.", "line"),
+    Option("reset", ("--reset",), "", _switch,
+           "Forget the session's defaults.", "line"),
+    Option("code", ("-c",), "CODE", _text,
+           "Run this Python code.", "command"),
+    Option("report", ("--report",), "FILE", _text,
+           "Write the result as JSON.", "command"),
+)  # fmt: skip
+"""Every option, in the order in which the docs list them."""
+
+BY_NAME: Final = {option.name: option for option in OPTIONS}
+
+API_SCOPES: Final = ("container", "job")
+MAGIC_SCOPES: Final = ("container", "job", "magic")
+CONFIG_SCOPES: Final = ("container", "job", "line")
+COMMAND_SCOPES: Final = ("container", "job", "command")
+
+
+def of(scopes: Iterable[str]) -> tuple[Option, ...]:
+    """The options of these scopes."""
+    return tuple(option for option in OPTIONS if option.scope in scopes)
+
+
+def _unknown(flag: str, known: Iterable[str]) -> SpecError:
+    near = difflib.get_close_matches(flag, list(known), n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return SpecError(flag, f"there is no such option{hint}")
+
+
+def _split(token: str, by_flag: dict[str, Option]) -> tuple[str, str | None]:
+    """``--mem=1G`` and ``-m1G`` as the flag and its value."""
+    if token in by_flag:
+        return token, None
+    flag, equals, value = token.partition("=")
+    if token.startswith("--"):
+        return flag, value if equals else None
+    short = by_flag.get(token[:2])
+    if short is not None and short.metavar:
+        return token[:2], token[2:].removeprefix("=")
+    return flag, value if equals else None
+
+
+def parse(tokens: Sequence[str], scopes: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """Options from the front of a list of words, and the words that follow them.
+
+    The options end at the first word that is none, or behind ``--``.
+
+    Raises:
+        SpecError: an unknown option (with the nearest right one), a value that is missing or wrong.
+    """
+    by_flag = {flag: option for option in of(scopes) for flag in option.flags}
+    found: dict[str, Any] = {}
+    words = list(tokens)
+    while words and words[0].startswith("-") and words[0] != "-":
+        token = words.pop(0)
+        if token == "--":  # noqa: S105 - no password, a separator
+            break
+        flag, value = _split(token, by_flag)
+        option = by_flag.get(flag)
+        if option is None:
+            raise _unknown(flag, by_flag)
+        if not option.metavar:
+            if value is not None:
+                raise SpecError(flag, "takes no value")
+            found[option.name] = True
+            continue
+        if value is None:
+            if not words:
+                raise SpecError(flag, f"needs a value: {flag} {option.metavar}")
+            value = words.pop(0)
+        _put(found, option, option.parse(flag, value))
+    return found, words
+
+
+def _put(found: dict[str, Any], option: Option, value: object) -> None:
+    if not option.many:
+        found[option.name] = value
+    elif isinstance(value, tuple) and option.name in {"inputs", "outputs"}:
+        found[option.name] = (*found.get(option.name, ()), *value)
+    else:
+        found[option.name] = (*found.get(option.name, ()), value)
+
+
+def convert(given: dict[str, Any], scopes: Iterable[str] = API_SCOPES) -> dict[str, Any]:
+    """Options as keyword arguments of the Python API, checked like those of the magics.
+
+    Raises:
+        SpecError: an unknown name or a wrong value.
+    """
+    known = {option.name: option for option in of(scopes)}
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        option = known.get(name)
+        if option is None:
+            raise _unknown(name, known)
+        if value is None:
+            continue
+        if name == "env" and hasattr(value, "items"):
+            found[name] = tuple(option.parse(name, f"{key}={text}") for key, text in value.items())
+        elif option.many:
+            several = [value] if isinstance(value, str | spec.Bind) else list(value)
+            found[name] = tuple(option.parse(name, each) for each in several)
+        elif name == "ns" and not isinstance(value, str):
+            found[name] = option.parse(name, ",".join(value))
+        else:
+            found[name] = option.parse(name, value)
+    return found
+
+
+def merge(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options over defaults; those that may be given many times add up."""
+    merged = {**defaults, **given}
+    for name in defaults.keys() & given.keys():
+        if BY_NAME[name].many:
+            merged[name] = (*defaults[name], *given[name])
+    return merged

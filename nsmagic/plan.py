@@ -1,0 +1,143 @@
+"""From what was asked for to what will be done on this host: spec → plan.
+
+Here a spec meets the host: which namespaces it takes, who the payload will be, what enforces the limits.
+What cannot be enforced is an error here, before anything is started.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from nsmagic import cgroups, filesystem
+from nsmagic.errors import HostError
+from nsmagic.filesystem import Identity
+from nsmagic.launcher import frames
+from nsmagic.native.kinds import CLONE_NEW
+from nsmagic.spec import NAMESPACES
+
+if TYPE_CHECKING:
+    from nsmagic.cgroups import Choice
+    from nsmagic.filesystem import Root
+    from nsmagic.spec import ContainerSpec
+
+_HOST_UIDS: Final = 0x6E730000
+"""Root's containers run under host uids from here on ("ns" in ASCII): within the range that systemd keeps
+free for containers, see https://systemd.io/UIDS-GIDS/."""
+_HOST_UID_COUNT: Final = 1 << 16
+_DEFAULT_UID: Final = 1000
+_MIN_KERNEL: Final = (5, 12)
+_MACHINES: Final = ("x86_64", "aarch64")
+
+
+def require_linux() -> None:
+    """Refuse a system that has no namespaces.
+
+    Raises:
+        HostError: not Linux, an older kernel than 5.12, or a processor without a system-call table.
+    """
+    if sys.platform != "linux":
+        raise HostError(
+            "A container", f"it takes Linux, and this is {platform.system()}",
+            "Use Docker, WSL2, Codespaces or Binder, where nsmagic runs in a Linux of its own.",
+        )  # fmt: skip
+    version = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+    if version < _MIN_KERNEL:
+        raise HostError(
+            "A container", f"Linux {os.uname().release} lacks mount_setattr(2)", "Use Linux 5.12 or newer."
+        )
+    if os.uname().machine not in _MACHINES:
+        raise HostError(
+            "The system-call filter", f"there is no table for {os.uname().machine}", "Use x86_64 or aarch64."
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be built.
+
+    Attributes:
+        spec: what was asked for.
+        namespaces: those that will be made.
+        added: those of them that were not asked for, but without which the others cannot be made.
+        identity: who the payload is.
+        root: what it sees.
+        choice: what enforces its limits.
+    """
+
+    spec: ContainerSpec
+    namespaces: tuple[str, ...]
+    added: tuple[str, ...]
+    identity: Identity
+    root: Root
+    choice: Choice
+
+    def request(self, number: int, directories: tuple[str, ...], procs: int) -> frames.Spawn:
+        """The request to the launcher.
+
+        Args:
+            number: the container's own.
+            directories: of its group, to be removed at its end.
+            procs: how many cgroup.procs descriptors go with it; 0 for a cgroup v2 directory or none.
+        """
+        rlimits = {_core(): 0, **{kind: hard for kind, (_, hard) in self.choice.rlimits.items()}}
+        return frames.Spawn(
+            id=number,
+            namespaces=sum(CLONE_NEW[name] for name in self.namespaces),
+            uid=self.identity.uid,
+            gid=self.identity.gid,
+            host_uid=self.identity.host_uid,
+            host_gid=self.identity.host_gid,
+            hostname=self.spec.hostname if "uts" in self.namespaces else None,
+            workdir=os.fsencode(self.root.workdir),
+            disk_bytes=self.spec.disk,
+            disk_inodes=self.root.disk_inodes,
+            entries=self.root.entries,
+            rlimits=list(rlimits.items()),
+            cgroup_procs=procs,
+            into_cgroup=bool(directories) and not procs,
+            directories=list(directories),
+        )
+
+
+def _core() -> int:
+    import resource  # noqa: PLC0415 - not on every system, and this module must import everywhere
+
+    return resource.RLIMIT_CORE
+
+
+def identity_for(spec: ContainerSpec, *, userns: bool) -> Identity:
+    """Who the payload is: never the host's root."""
+    if os.geteuid() == 0:
+        host = _HOST_UIDS + os.getpid() % _HOST_UID_COUNT
+        inside = (_DEFAULT_UID if spec.user is None else spec.user) if userns else host
+        return Identity(inside, inside, host, host, as_root=True)
+    uid, gid = os.geteuid(), os.getegid()
+    if not userns or spec.user is None:
+        return Identity(uid, gid, uid, gid, as_root=False)
+    return Identity(spec.user, spec.user, uid, gid, as_root=False)
+
+
+def make_plan(spec: ContainerSpec, python_path: tuple[str, ...]) -> Plan:
+    """What has to be done here for this spec.
+
+    Raises:
+        HostError: this host cannot enforce it (and not ``best_effort``).
+        SpecError: the spec is at odds with itself.
+    """
+    require_linux()
+    wanted = set(spec.namespaces)
+    added: tuple[str, ...] = ()
+    # Each namespace but the user namespace takes CAP_SYS_ADMIN, and making a user namespace gives it.
+    if wanted and "user" not in wanted and os.geteuid() != 0:
+        wanted.add("user")
+        added = ("user",)
+    namespaces = tuple(name for name in NAMESPACES if name in wanted)
+    identity = identity_for(spec, userns="user" in wanted)
+    limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
+    choice = cgroups.choose(limits, userns="user" in wanted, best_effort=spec.best_effort)
+    root = filesystem.build_root(spec, identity, python_path)
+    return Plan(spec, namespaces, added, identity, root, choice)

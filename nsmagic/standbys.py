@@ -1,0 +1,140 @@
+"""Standbys: containers already built and waiting for their one job; used once, never again.
+
+A run takes one of an equal spec, and another is built behind it, so that the next run of that kind starts
+in about a millisecond.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import threading
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Final
+
+from nsmagic.container import Container
+from nsmagic.errors import NsmagicError
+from nsmagic.launcher import client
+
+if TYPE_CHECKING:
+    from nsmagic.spec import ContainerSpec
+
+EACH: Final = 1
+"""Standbys of one spec."""
+KINDS: Final = 3
+"""Specs that standbys are kept of: those used last."""
+
+Key = tuple[object, ...]
+
+
+class Standbys:
+    """The standbys of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: OrderedDict[Key, deque[Container]] = OrderedDict()
+        self._wanted: queue.SimpleQueue[ContainerSpec | None] = queue.SimpleQueue()
+        self._keeper: threading.Thread | None = None
+        self._stopped = False
+        self.pid = os.getpid()
+
+    def take(self, spec: ContainerSpec) -> Container:
+        """A container that is built, or else a new one that is being built.
+
+        Raises:
+            HostError: this host cannot enforce the spec.
+            LauncherError: the launcher cannot be started.
+        """
+        key = _key(spec)
+        with self._lock:
+            waiting = self._waiting.get(key)
+            while waiting:
+                container = waiting.popleft()
+                if container.usable():
+                    return container
+                container.stop()
+        return Container(spec, keep=False).start()
+
+    def prepare(self, spec: ContainerSpec) -> None:
+        """Have one built for the next run of this spec; returns at once.  A failure shows in that run."""
+        with self._lock:
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="nsmagic-standbys", daemon=True)
+                self._keeper.start()
+        self._wanted.put(spec)
+
+    def _keep(self) -> None:
+        """In a thread of its own, so that a run answers before the next standby is built."""
+        while (spec := self._wanted.get()) is not None:
+            with contextlib.suppress(NsmagicError, OSError):  # whoever runs the next one is told
+                self._prepare(spec)
+            del spec
+
+    def _prepare(self, spec: ContainerSpec) -> None:
+        key = _key(spec)
+        old: list[Container] = []
+        with self._lock:
+            self._waiting.setdefault(key, deque())
+            self._waiting.move_to_end(key)
+            wanted = EACH - len(self._waiting[key])
+            while len(self._waiting) > KINDS:
+                old += self._waiting.popitem(last=False)[1]
+        for container in old:
+            container.stop()
+        new = [Container(spec, keep=False).start() for _ in range(wanted)]
+        with self._lock:
+            if not self._stopped:
+                self._waiting.setdefault(key, deque()).extend(new)
+                return
+        for container in new:
+            container.stop()
+
+    def stop(self) -> None:
+        """End them all, and build no more."""
+        with self._lock:
+            self._stopped = True
+        self._wanted.put(None)
+        self.drop()
+
+    def drop(self) -> None:
+        """End those that wait."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, OrderedDict()
+        for containers in waiting.values():
+            for container in containers:
+                container.stop()
+
+
+def _key(spec: ContainerSpec) -> Key:
+    """Equal for two specs only if the folders that they name are still the same folders."""
+    launcher = client.start()
+    folders = [spec.workdir, *(bind.source for bind in spec.binds)]
+    return (spec, id(launcher), *(_identity(folder) for folder in folders))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - hot
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+_standbys = Standbys()
+
+
+def current() -> Standbys:
+    """The standbys of this process; a fork of the owner has its own, none at first."""
+    global _standbys  # noqa: PLW0603 - one for each process
+    if _standbys.pid != os.getpid():
+        _standbys = Standbys()
+    return _standbys
+
+
+def _stop() -> None:
+    current().stop()
+
+
+atexit.register(_stop)
