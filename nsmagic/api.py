@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nsmagic import filesystem, options, standbys
+from nsmagic.container import Container
 from nsmagic.errors import SpecError
 from nsmagic.plan import require_linux
 from nsmagic.spec import Bind, ContainerSpec, JobSpec
@@ -74,6 +75,12 @@ def run_job(
         return waiting.take(container).run(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
     finally:
         waiting.prepare(container)
+
+
+def run_once(container: ContainerSpec, job: JobSpec, *, sink: Sink, stdin: int | None) -> Result:
+    """Run a job in a container of its own, for a process that will run no other: no standby is built behind it."""
+    require_linux()
+    return Container(container, keep=False).start().run(job, sink=sink, stdin=stdin)
 
 
 def run(

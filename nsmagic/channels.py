@@ -11,7 +11,8 @@ import fcntl
 import os
 import socket
 import struct
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Final
 
 from nsmagic.launcher import client
@@ -42,6 +43,7 @@ class Channels:
     stdin: int
     stdout: int
     stderr: int
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def set_deadline(self, seconds: float) -> None:
         """Have init end the container after so many seconds; 0 takes that back."""
@@ -64,10 +66,11 @@ class Channels:
         self._close_descriptor("lifeline")
 
     def _close_descriptor(self, name: str) -> None:
-        descriptor = getattr(self, name)
+        with self._lock:  # one thread may stop what another is reading
+            descriptor = getattr(self, name)
+            setattr(self, name, -1)
         if descriptor >= 0:
             client.owned.discard(descriptor)
-            setattr(self, name, -1)
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 

@@ -10,6 +10,10 @@ from __future__ import annotations
 class NsmagicError(Exception):
     """Base of every error that nsmagic raises itself."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: one line, since our own frames say nothing to a user."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class SpecError(NsmagicError, ValueError):
     """What was asked for makes no sense: a size of "12Q", an unknown namespace.
@@ -94,3 +98,9 @@ class RunError(NsmagicError):
     def __init__(self, message: str, result: object) -> None:
         super().__init__(message)
         self.result = result
+
+    def _render_traceback_(self) -> list[str]:
+        """The cell's own traceback, as it came from the container, or else the reason on one line."""
+        failure = getattr(self.result, "failure", None)
+        lines = list(getattr(failure, "traceback", ()))
+        return [*lines, f"nsmagic: {self}"] if not lines or failure.ename not in str(self) else lines

@@ -175,10 +175,14 @@ def of(scopes: Iterable[str]) -> tuple[Option, ...]:
     return tuple(option for option in OPTIONS if option.scope in scopes)
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the nearest known word, to be put behind "there is no such …"; empty where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _unknown(flag: str, known: Iterable[str]) -> SpecError:
-    near = difflib.get_close_matches(flag, list(known), n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return SpecError(flag, f"there is no such option{hint}")
+    return SpecError(flag, f"there is no such option{nearest(flag, known)}")
 
 
 def _split(token: str, by_flag: dict[str, Option]) -> tuple[str, str | None]:

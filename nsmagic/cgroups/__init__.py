@@ -167,7 +167,10 @@ class Group(Protocol):
         """
 
     def kill(self) -> None:
-        """SIGKILL everything in the group; takes 0.5 seconds at most and does not wait for the last exit."""
+        """SIGKILL everything in the group, for good: nothing can be started in it afterwards.
+
+        Takes 0.5 seconds at most and does not wait for the last exit.
+        """
 
     def remove(self) -> bool:
         """Remove the group. Return False while something in it still lives."""

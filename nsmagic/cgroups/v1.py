@@ -86,7 +86,7 @@ class V1Group(DirectoryGroup):
             pids=number(f"{pids}/pids.current"),
             pids_peak=number(f"{pids}/pids.peak"),
             oom_kills=table(f"{memory}/memory.oom_control").get("oom_kill"),
-            pids_refused=table(f"{pids}/pids.events").get("max"),
+            pids_refused=self.pids_refused(),
             memory_limit_hits=hits or None,
         )
 
@@ -155,7 +155,7 @@ def _try(controller: str, own: Mapping[str, Own], trees: dict[str, Tree]) -> tup
         pass
     tree = Tree(directory)
     try:
-        tree.make()
+        tree.make_base()
     except OSError as error:
         remedy = REMEDY if error.errno != errno.EROFS else READ_ONLY
         return f"a group cannot be made in {directory}: {error.strerror}", remedy

@@ -50,6 +50,7 @@ _LARGEST_PAGE = 1 << 16
 _UNLIMITED = 1 << 62  # v1 shows -1 as the largest number of pages that it can count
 _KILL_SECONDS = 0.5
 _NAMES_TRIED = 1000
+_BASES_TRIED = 10
 _MOVES = 20  # rounds of moving processes away, against those that are forked meanwhile
 REMEDY = (
     "Run Jupyter as root, or in a unit of its own that is handed over to it: "
@@ -128,19 +129,33 @@ class Tree:
         """Remove the base if it is empty."""
         rmdir(self.base)
 
-    def make(self, name: str = "") -> str:
-        """Make the directory ``name`` in the base, or only the base, which may be there. Raises OSError."""
-        if name:
-            with contextlib.suppress(FileNotFoundError):
-                os.mkdir(f"{self.base}/{name}")  # noqa: PTH102
-                return f"{self.base}/{name}"
+    def make_base(self) -> None:
+        """Make the base where it is not there, and have it hand down the controllers. Raises OSError."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.base)  # noqa: PTH102
-        for controller in self.controllers:
-            write(f"{self.base}/cgroup.subtree_control", f"+{controller}")
-        if name:
-            os.mkdir(f"{self.base}/{name}")  # noqa: PTH102
-        return f"{self.base}/{name}"
+        if self.controllers:
+            handed_down = " ".join(f"+{controller}" for controller in self.controllers)
+            write(f"{self.base}/cgroup.subtree_control", handed_down)
+
+    def make(self, name: str) -> str:
+        """Make the directory ``name`` in the base. Raises OSError."""
+        directory = f"{self.base}/{name}"
+        for _ in range(_BASES_TRIED):  # others remove a base that is empty
+            with contextlib.suppress(FileNotFoundError):
+                os.mkdir(directory)  # noqa: PTH102
+                break
+            with contextlib.suppress(FileNotFoundError):
+                self.make_base()
+        else:
+            raise FileNotFoundError(errno.ENOENT, "the base is removed as fast as it is made")
+        try:
+            # Another thread may have made the base a moment ago, and be about to write the controllers.
+            if self.controllers and not read(f"{directory}/cgroup.controllers"):
+                self.make_base()
+        except OSError:
+            rmdir(directory)
+            raise
+        return directory
 
     def sweep(self, deadline: float) -> int:
         """Remove the bases of dead owners with what is in them; see ``Mechanism.sweep``."""
@@ -162,17 +177,25 @@ def _destroy(base: str, deadline: float) -> bool:
         if directory.count("/") - base.count("/") >= _DEEPEST:
             below.clear()
     found.reverse()  # rmdir goes bottom up
-    kill_all(
-        lambda: [pid for directory in found for pid in pids_in(directory)],
-        deadline,
-        lambda: write(f"{base}/cgroup.kill", "1"),
-    )
+
+    def switch() -> None:
+        _forbid_forks(found)
+        write(f"{base}/cgroup.kill", "1")
+
+    kill_all(lambda: [pid for directory in found for pid in pids_in(directory)], deadline, switch)
     for directory in found:
         while not rmdir(directory):
             if time.monotonic() > deadline or pids_in(directory):
                 return False
             time.sleep(0.001)  # the last process is off the list, but not quite out: no event says when it is
     return True
+
+
+def _forbid_forks(directories: Iterable[str]) -> None:
+    """Keep a fork bomb from growing back while its processes are killed one by one."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            write(f"{directory}/pids.max", "0")
 
 
 def rmdir(directory: str) -> bool:
@@ -204,6 +227,7 @@ class DirectoryGroup:
         self.enforced: dict[str, str] = {}
         self.limited = False  # set_limits was through once
         self._accepted: set[str] = set()
+        self._refused: int | None = None
 
     def settings(self, limits: Limits) -> Iterator[Setting]:
         """Yield what to write, in order, for ``limits`` after what is in force now."""
@@ -256,11 +280,19 @@ class DirectoryGroup:
 
     def kill(self) -> None:
         """SIGKILL all in the group, by cgroup.kill (v2, Linux 5.14) where there is one."""
-        with contextlib.suppress(OSError):
-            write(f"{self.places.get('', self.leaves[0])}/cgroup.kill", "1")
-            if self.leaves == (self.places.get(""),):
+        with contextlib.suppress(OSError, KeyError):
+            write(f"{self.places['']}/cgroup.kill", "1")
+            if self.leaves == (self.places[""],):
                 return  # one hierarchy: nothing can be in another group and be missed
-        kill_all(self.pids, time.monotonic() + _KILL_SECONDS)
+        self._refused = self.pids_refused()
+        deadline = time.monotonic() + _KILL_SECONDS
+        kill_all(self.pids, deadline, lambda: _forbid_forks(self.places.values()))
+
+    def pids_refused(self) -> int | None:
+        """Return how often fork was refused, except for what ``kill`` itself forbade."""
+        if self._refused is None and "pids" in self.places:
+            return table(f"{self.places['pids']}/pids.events").get("max")
+        return self._refused
 
     def remove(self) -> bool:
         """Remove its directories; return False while something in them lives."""
@@ -384,7 +416,7 @@ class V2Group(DirectoryGroup):
             pids=number(f"{leaf}/pids.current"),
             pids_peak=number(f"{leaf}/pids.peak"),
             oom_kills=memory.get("oom_kill"),
-            pids_refused=table(f"{leaf}/pids.events").get("max"),
+            pids_refused=self.pids_refused(),
             memory_limit_hits=memory.get("max"),
         )
 
@@ -434,7 +466,7 @@ def build(own: str, *, ours: bool) -> V2 | Unavailable:
         return Unavailable("cgroup v2", f"no controller is delegated to {own}", REMEDY)
     tree = Tree(own)
     try:
-        tree.make()
+        tree.make_base()
         # Asked, not tried: "+cpu" works beside processes, but makes the group the root of a threaded subtree.
         if not is_real_root(own) and read(f"{own}/cgroup.procs"):
             if not ours:

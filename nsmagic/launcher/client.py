@@ -31,6 +31,8 @@ _EXIT_SECONDS: Final = 2.0
 _LOG_BYTES: Final = 4000
 _KEPT_ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "LD_LIBRARY_PATH")
 
+_ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""A launcher has one thread, so what it imports must not start a pool of them."""
 _OURS: Final = str(Path(__file__).resolve().parents[2])
 _BOOT: Final = "import sys; sys.path[:] = {path!r}; from nsmagic.launcher.zygote import main; main()"
 
@@ -77,6 +79,7 @@ class Launcher:
         owned.add(self._socket.fileno())
         config = json.dumps({"owner": theirs.fileno(), "preload": self.preload})
         environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+        environment |= dict.fromkeys(_ONE_THREAD, "1")
         with theirs:
             try:
                 self._process = subprocess.Popen(
@@ -163,6 +166,8 @@ class Launcher:
 
     def log(self) -> str:
         """The end of what it printed."""
+        if self._log < 0:
+            return ""
         size = os.fstat(self._log).st_size
         text = os.pread(self._log, _LOG_BYTES, max(0, size - _LOG_BYTES)).decode(errors="replace").strip()
         return f"It printed:\n{text}" if text else ""
@@ -176,8 +181,9 @@ class Launcher:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        with contextlib.suppress(OSError):
-            os.close(self._log)
+        log, self._log = self._log, -1
+        if log >= 0:
+            os.close(log)
 
 
 class _Current:

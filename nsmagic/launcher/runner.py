@@ -14,7 +14,6 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 import types
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -202,6 +201,7 @@ def _ask_through(channel: Channel) -> None:
     """``input()`` and ``getpass()`` ask the owner, who asks the user."""
 
     def ask(prompt: object, *, password: bool) -> str:
+        __tracebackhide__ = True  # a traceback is about the cell, not about us
         flush()
         channel.send(frames.Ask(str(prompt)[:10_000], password))
         reply = channel.receive()
@@ -210,9 +210,11 @@ def _ask_through(channel: Channel) -> None:
         return reply.text
 
     def ask_line(prompt: object = "", /) -> str:
+        __tracebackhide__ = True
         return ask(prompt, password=False)
 
     def ask_password(prompt: str = "Password: ", stream: Any = None) -> str:
+        __tracebackhide__ = True
         del stream
         return ask(prompt, password=True)
 
@@ -231,7 +233,7 @@ def _run_cell(job: frames.Job, shell: RunnerShell) -> tuple[int, dict[str, bytes
     if job.ask:
         _ask_through(shell.channel)
     shell.execution_count = job.execution_count
-    result = shell.run_cell(job.code, store_history=False)
+    result = shell.run_source(job.code)
     extracted: dict[str, bytes] = {}
     problems: dict[str, str] = {}
     status = _exit_status(result)
@@ -297,8 +299,8 @@ def _run_script(job: frames.Job) -> int:
         status = _system_exit(error)
     except BaseException as error:  # noqa: BLE001 - as the interpreter itself
         # Our own frame is not the user's business.
-        trace = error.__traceback__.tb_next if error.__traceback__ else None
-        sys.excepthook(type(error), error, trace)
+        error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
+        sys.excepthook(type(error), error, error.__traceback__)
         status = 130 if isinstance(error, KeyboardInterrupt) else _EXIT_FAILED
     _shut_down()
     return status
@@ -314,9 +316,3 @@ def _shut_down() -> None:
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()  # noqa: SLF001 - likewise
 
-
-# `!command` in a cell; kept here because both need the streams.
-def run_system(command: str) -> int:
-    """Run a shell command on the cell's own streams; gives its exit status."""
-    flush()
-    return subprocess.call(["/bin/sh", "-c", command])

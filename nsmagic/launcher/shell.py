@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from IPython.utils.text import SList
 from traitlets.config import Config
 
@@ -66,6 +67,10 @@ class FrameDisplayHook(DisplayHook):  # type: ignore[misc]
         """Send the value in all its formats."""
         self.shell.channel.show(frames.Display("result", format_dict, md_dict or {}))
 
+    def quiet(self) -> bool:
+        """Whether the cell ends with a semicolon, which asks for no display."""
+        return bool(self.semicolon_at_end_of_expression(self.shell.source))
+
     def finish_displayhook(self) -> None:
         """No newline: the front end has its own."""
 
@@ -74,6 +79,12 @@ class RunnerShell(InteractiveShell):  # type: ignore[misc]
     """The shell that runs a contained cell."""
 
     channel: Channel | _Nowhere = _Nowhere()
+    source = ""
+
+    def run_source(self, source: str) -> ExecutionResult:
+        """Run a cell, out of history."""
+        self.source = source
+        return self.run_cell(source, store_history=False)
 
     def attach(self, channel: Channel) -> None:
         """From now on, frames go to the owner."""
@@ -124,9 +135,11 @@ def warm_shell() -> RunnerShell:
         config=config, displayhook_class=FrameDisplayHook, display_pub_class=FramePublisher
     )
     shell.colors = "neutral" if _has_neutral() else "Neutral"
+    # IPython tells whoever calls sys.exit() how to leave a terminal.
+    warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     shell.set_hook("show_in_pager", _show_in_pager, 99)
     for code in ("1 + 1", "display({'a': 1})" if "display" in shell.user_ns else "None", "1 / 0", "import asyncio"):
-        shell.run_cell(code, silent=False, store_history=False)
+        shell.run_source(code)
     shell.reset(new_session=False)
     shell.execution_count = 1
     return shell

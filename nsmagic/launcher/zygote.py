@@ -42,13 +42,18 @@ _REMOVAL_TRIES: Final = 400
 
 
 class _Child:
-    """A container that was made here and may still live."""
+    """A container that was made here and may still live.
+
+    Args:
+        pid: its init's; -1 where it could not be made: then only its directories are left to remove.
+        directories: its cgroup directories, in the order in which they can be removed.
+    """
 
     def __init__(self, pid: int, directories: Sequence[str]) -> None:
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        self.ended = pid < 0
+        self.pidfd = -1 if self.ended else os.pidfd_open(pid)
         self.directories = list(directories)
-        self.ended = False
         self.released = False
         self.tries = 0
 
@@ -126,18 +131,10 @@ class Launcher:
                 os.close(descriptor)
 
     def _spawn(self, request: frames.Spawn, descriptors: list[int]) -> None:
-        pid, report = self._clone(request, descriptors), descriptors[1]
-        del report
-        if pid > 0:
-            child = _Child(pid, request.directories)
-            self._children[request.id] = child
+        child = _Child(self._clone(request, descriptors), request.directories)
+        self._children[request.id] = child
+        if not child.ended:
             self._poll.register(child.pidfd, select.POLLIN)
-        else:
-            # The owner has been told why, and removes the directories itself when it releases the container.
-            nobody = _Child.__new__(_Child)
-            nobody.pid, nobody.directories, nobody.ended = -1, list(request.directories), True
-            nobody.released, nobody.tries = False, 0
-            self._children[request.id] = nobody
 
     def _clone(self, request: frames.Spawn, descriptors: list[int]) -> int:
         ffi, lib = _runtime.ffi, _runtime.lib
@@ -240,29 +237,42 @@ class Launcher:
         os._exit(0)
 
 
-def _preload(modules: Sequence[str]) -> list[tuple[str, str]]:
-    failed = []
-    for name in modules:
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - a count
+
+
+def _preload(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Import the modules; those that cannot be are named, with the reason.
+
+    A module that starts threads (a BLAS, a network client) is left out by starting over without it: a clone
+    has only the thread that called, and the locks of the others would never open again.
+    """
+    failed = [(name, reason) for name, reason in config.get("failed", [])]
+    for name in config["preload"]:
         try:
             importlib.import_module(name)
         except Exception as error:  # noqa: BLE001 - any module may fail in any way
             failed.append((name, f"{type(error).__name__}: {error}"[:500]))
+        if _threads() > 1:
+            failed.append((name, "it starts threads, which a clone would not have"))
+            config["preload"] = [other for other in config["preload"] if other != name]
+            config["failed"] = failed
+            os.execv(sys.executable, [*sys.orig_argv[:-1], json.dumps(config)])  # noqa: S606 - ourselves again
     return failed
 
 
 def main() -> NoReturn:
-    """Run the launcher; ``sys.argv[1]`` is JSON: ``{"owner": descriptor, "preload": [...]}``."""
-    config = json.loads(sys.argv[1])
-    owner = socket.socket(fileno=config["owner"])
+    """Run the launcher; the last argument is JSON: ``{"owner": descriptor, "preload": [...]}``."""
+    config = json.loads(sys.argv[-1])
     # Without a PID namespace a killed init's children would become the machine's; so they become ours.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        failed = _preload(config["preload"])
+        failed = _preload(config)
         shell = runner.warm_shell()
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - likewise
-    if threads != 1:
-        failed.append(("", f"a preloaded module has started {threads - 1} threads; a clone would not have them"))
+    if _threads() > 1:
+        raise SystemExit("the launcher has more than one thread; it could not be cloned safely")
+    owner = socket.socket(fileno=config["owner"])
     # Objects made so far live as long as we: the collector need not touch (and so copy) their pages.
     gc.collect()
     gc.freeze()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import select
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nsmagic import cgroups
-from nsmagic.cgroups import Limits, Usage, v2
+from nsmagic.cgroups import Limits, Usage, rlimits, v2
 from nsmagic.errors import HostError
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def mechanism() -> Iterator[cgroups.Mechanism]:
     paths = [pathlib.Path(tree.base) for tree in best.trees.values()]
     left = {str(group) for base in paths for group in base.glob("c[0-9]*")}
     for group in left:
-        v2.rmdir(group)  # a test that failed should not make the next ones fail
+        # A test that failed should not make the next ones fail.
+        rlimits.kill_all(functools.partial(rlimits.pids_in, group), time.monotonic() + 5)
+        v2.rmdir(group)
     best.close()
     assert left == set()
     assert not any(base.exists() for base in paths)
@@ -83,7 +86,10 @@ class Started:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()  # not read to its end: children may hold it open
 
 
 def removed(group: cgroups.Group) -> bool:
@@ -243,24 +249,45 @@ def test_a_refused_limit_names_the_option_and_leaves_nothing(mechanism: cgroups.
     assert caught.value.remedy
 
 
-def test_kill_ends_a_group_that_forks(mechanism: cgroups.Mechanism) -> None:
-    need(mechanism, Limits(pids=1))
-    group = mechanism.create(Limits(pids=20))
-    code = """
-import os, signal
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+BOMB = """
+import os
 print('ready', flush=True)
 while True:
     try: os.fork()
     except BlockingIOError: pass
 """
-    with Started(group, code) as process:
+
+
+def test_kill_ends_a_group_that_forks(mechanism: cgroups.Mechanism) -> None:
+    need(mechanism, Limits(pids=1))
+    group = mechanism.create(Limits(pids=20))
+    with Started(group, BOMB) as process:
         assert process.stdout is not None
         process.stdout.readline()
         wait_until(lambda: len(group.pids()) > 10)
         group.kill()
         wait_until(lambda: not group.pids())
         assert process.wait(10) == -signal.SIGKILL
+    assert removed(group)
+
+
+def test_kill_without_a_switch_ends_a_group_that_forks(mechanism: cgroups.Mechanism) -> None:
+    """The way for kernels without cgroup.kill, and for cgroup v1 alone."""
+    need(mechanism, Limits(pids=1))
+    group = mechanism.create(Limits(pids=20))
+    assert isinstance(group, v2.DirectoryGroup)
+    group.places = {name: place for name, place in group.places.items() if name == "pids"}
+    with Started(group, BOMB) as process:
+        wait_until(lambda: len(group.pids()) > 10)
+        before = group.usage().pids_refused
+        group.kill()
+        wait_until(lambda: not group.pids())
+        assert process.wait(10) == -signal.SIGKILL
+    after = group.usage().pids_refused
+    assert before is not None
+    assert after is not None
+    refused = int((pathlib.Path(group.places["pids"], "pids.events").read_text()).split()[1])
+    assert before <= after <= refused
     assert removed(group)
 
 
@@ -287,19 +314,31 @@ def test_directories_can_be_removed_in_their_order(mechanism: cgroups.Mechanism)
 
 
 def test_threads_get_groups_of_their_own(mechanism: cgroups.Mechanism) -> None:
+    """Also at the moment when there is no base yet, or no longer."""
+    limits = Limits() if mechanism.missing(Limits(pids=1)) else Limits(pids=1)
+    rounds, threads_count = 5, 4
+    step = threading.Barrier(threads_count, timeout=30)
     groups: list[cgroups.Group] = []
+    gone: list[bool] = []
 
-    def make() -> None:
-        groups.extend(mechanism.create(Limits()) for _ in range(10))
+    def work() -> None:
+        for _ in range(rounds):
+            step.wait()
+            group = mechanism.create(limits)
+            groups.append(group)
+            step.wait()
+            gone.append(group.remove())
+            mechanism.close()
 
-    threads = [threading.Thread(target=make) for _ in range(4)]
+    threads = [threading.Thread(target=work) for _ in range(threads_count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({group.directories[0] for group in groups}) == len({group.name for group in groups}) == 40
-    gone = [group.remove() for group in groups]
-    assert all(gone)
+    assert gone == [True] * rounds * threads_count
+    assert (
+        len({group.directories[0] for group in groups}) == len({group.name for group in groups}) == len(gone)
+    )
 
 
 def test_a_fork_has_a_base_of_its_own(mechanism: cgroups.Mechanism) -> None:

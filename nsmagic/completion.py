@@ -1,0 +1,45 @@
+"""Tab completion of options behind ``%%contain``, ``%contain`` and ``%contain_config``."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
+
+from nsmagic import options
+
+_LINE: Final = re.compile(r"\s*(%%contain|%contain_config|%contain)\s(.*)", re.DOTALL)
+
+
+def candidates(line: str) -> list[str]:
+    """What may stand at the end of a line: options, or the values of the one before.
+
+    Args:
+        line: the line up to the cursor.
+    """
+    match = _LINE.match(line)
+    if not match:
+        return []
+    scopes = options.CONFIG_SCOPES if match[1] == "%contain_config" else options.MAGIC_SCOPES
+    known = {flag: option for option in options.of(scopes) for flag in option.flags}
+    words = match[2].split(" ")
+    word, before = words[-1], words[-2] if len(words) > 1 else ""
+    flag, equals, value = word.partition("=")
+    if equals and flag in known:
+        return [f"{flag}={choice}" for choice in known[flag].choices if choice.startswith(value)]
+    if before in known and known[before].metavar:
+        return [choice for choice in known[before].choices if choice.startswith(word)]
+    return [flag for flag in known if flag.startswith(word)] if word.startswith("-") or not word else []
+
+
+@context_matcher()  # type: ignore[untyped-decorator]
+def matcher(context: CompletionContext) -> SimpleMatcherResult:
+    """The matcher that IPython's completer asks; see ``IPCompleter.custom_matchers``."""
+    found = candidates(context.text_until_cursor) if context.cursor_line == 0 else []
+    # IPython replaces its own token, which begins behind the hyphens that it takes for operators.
+    token = context.token
+    whole = context.text_until_cursor.rpartition(" ")[2]
+    cut = len(whole) - len(token)
+    completions = [SimpleCompletion(text[cut:] if cut > 0 else text, type="option") for text in found]
+    return {"completions": completions, "suppress": bool(completions)}
