@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nsmagic import filesystem, options, standbys
 from nsmagic.container import Container
 from nsmagic.errors import SpecError
+from nsmagic.launcher import client
 from nsmagic.plan import require_linux
 from nsmagic.spec import Bind, ContainerSpec, JobSpec
 
@@ -78,8 +79,9 @@ def run_job(
 
 
 def run_once(container: ContainerSpec, job: JobSpec, *, sink: Sink, stdin: int | None) -> Result:
-    """Run a job in a container of its own, for a process that will run no other: no standby is built behind it."""
+    """Run a script or program in a container, for a process that will run no other: no standby is built behind it."""
     require_linux()
+    client.expect_no_cells()
     return Container(container, keep=False).start().run(job, sink=sink, stdin=stdin)
 
 

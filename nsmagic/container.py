@@ -119,21 +119,24 @@ class Container:
         launcher = client.start()
         group = self._plan.choice.create()
         try:
-            procs = group.open_procs() if (directory := group.open_directory()) is None else [directory]
+            joins = group.open_joins()
+            directory = group.open_directory()
         except OSError:
             group.remove()
             raise
         ours, theirs = channels.make()
+        theirs += joins if directory is None else [*joins, directory]
         try:
-            into = directory is not None
-            request = self._plan.request(self.number, tuple(group.directories), 0 if into else len(procs))
-            sent = launcher.send(request, [*theirs, *procs])
+            request = self._plan.request(
+                self.number, tuple(group.directories), joins=len(joins), into_cgroup=directory is not None
+            )
+            sent = launcher.send(request, theirs)
         except NsmagicError:
             ours.close()
             group.remove()
             raise
         finally:
-            for descriptor in (*theirs, *procs):
+            for descriptor in theirs:
                 os.close(descriptor)
         self._channels, self._launcher, self._group = ours, launcher, group
         if not sent:

@@ -183,6 +183,7 @@ def _link(target: str, text: str) -> Entry:
     return Entry(kinds.SYMLINK, target.encode(), text.encode())
 
 
+@cache
 def _programs() -> list[Entry]:
     entries = []
     for path in _PROGRAMS:
@@ -193,8 +194,18 @@ def _programs() -> list[Entry]:
     return entries
 
 
+@cache
+def _host_etc() -> list[Entry]:
+    """What of the host's /etc is shown; looked up once, so each may be gone by the time it is mounted."""
+    return [
+        _bind(os.path.realpath(f"/etc/{name}"), f"/etc/{name}", kinds.OPTIONAL)
+        for name in _ETC
+        if Path("/etc", name).exists()
+    ]
+
+
 def _etc(identity: Identity, spec: ContainerSpec) -> list[Entry]:
-    entries = [_bind(os.path.realpath(f"/etc/{name}"), f"/etc/{name}") for name in _ETC if Path("/etc", name).exists()]
+    entries = list(_host_etc())
     hostname = spec.hostname if "uts" in spec.namespaces else os.uname().nodename
     passwd = f"{identity.name}:x:{identity.uid}:{identity.gid}::{identity.home}:/bin/sh\n"
     passwd += "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n"

@@ -1,8 +1,8 @@
 """What this host can do, and how to mend what it cannot: the doctor.
 
-``examine`` tries everything out in throwaway containers and says what it found; ``remedy_for`` says what to do
-about a step of building a container that failed.  What is read of the host's settings is read when it is
-asked for, and only to choose the words: whether a thing works is found by doing it (see ``probes``).
+``examine`` tries everything out in throwaway containers and says what it found; ``remedy_for`` says what to
+do about a step of building a container that failed.  The host's settings are read when they are asked for,
+and only to choose the words: whether a thing works is found by doing it (see ``probes``).
 
 ``container`` asks this module for remedies, so it knows neither ``container`` nor what is above it.
 See user_namespaces(7), namespaces(7), cgroups(7) and Documentation/filesystems/overlayfs.rst.
@@ -14,10 +14,10 @@ import errno as e
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nsmagic.result import Step
 
@@ -27,15 +27,8 @@ _READ_BYTES: Final = 1 << 20
 _MOUNTS_SHOWN: Final = 3
 _CAP_SYS_ADMIN: Final = 21
 _ALL_IDS: Final = (1 << 32) - 1
-_REFUSED: Final = (e.EPERM, e.EACCES)
 
 _DOCTOR: Final = "Run `nsmagic doctor` to see what this host can do."
-_NAMESPACE_FILES: Final = {
-    "CLONE_NEWUSER": "user", "CLONE_NEWPID": "pid", "CLONE_NEWNS": "mnt", "CLONE_NEWNET": "net",
-    "CLONE_NEWUTS": "uts", "CLONE_NEWIPC": "ipc", "CLONE_NEWCGROUP": "cgroup", "CLONE_NEWTIME": "time",
-}  # fmt: skip
-"""By flag, the name that /proc/self/ns and /proc/sys/user use."""
-
 _DOCKER: Final = (
     "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
     "--security-opt systempaths=unconfined"
@@ -44,14 +37,19 @@ _KUBERNETES: Final = (
     "In the pod's spec set hostUsers: false, and in the container's securityContext procMount: Unmasked with "
     "seccompProfile and appArmorProfile of type Unconfined."
 )
-_TOO_OLD: Final = {
-    "openat2": ("5.6", "openat2(2)"),
-    "close_range": ("5.9", "close_range(2)"),
-    "mount_setattr": ("5.12", "mount_setattr(2)"),
-    "open_tree": ("5.2", "open_tree(2)"),
-    "move_mount": ("5.2", "move_mount(2)"),
-    "fsopen": ("5.2", "fsopen(2)"),
-}
+_DELEGATE: Final = "in a unit that is handed over to it: systemd-run --user --scope -p Delegate=yes …"
+
+_SINCE: Final = {
+    "open_tree": "5.2", "move_mount": "5.2", "fsopen": "5.2", "openat2": "5.6", "close_range": "5.9",
+    "mount_setattr": "5.12",
+}  # fmt: skip
+"""Calls that have no older one to fall back on, and the kernel that brought them."""
+
+_KINDS: Final = {
+    "CLONE_NEWUSER": "user", "CLONE_NEWPID": "pid", "CLONE_NEWNS": "mnt", "CLONE_NEWNET": "net",
+    "CLONE_NEWUTS": "uts", "CLONE_NEWIPC": "ipc", "CLONE_NEWCGROUP": "cgroup", "CLONE_NEWTIME": "time",
+}  # fmt: skip
+"""By flag, the name that /proc/self/ns and /proc/sys/user use."""
 
 
 class Finding(NamedTuple):
@@ -59,8 +57,9 @@ class Finding(NamedTuple):
 
     Attributes:
         feature: what was tried, in the words of the options: ``--mem``, ``pid namespace``.
-        status: ``works``; ``weaker``, it works with less than one would expect; ``missing``, asking for it fails.
-        detail: what was seen.  Of an option it begins with what enforces it, up to the first colon.
+        status: ``works``; ``weaker``, it is granted but is less than its name says; ``missing``, asking for
+            it is refused.
+        detail: what was seen.  Of a limit it begins with what enforces it, up to the first colon.
         remedy: what to do about it; empty where nothing is to be done.
     """
 
@@ -80,48 +79,54 @@ def examine() -> tuple[Finding, ...]:
     return probes.examine()
 
 
+def render_text(findings: Sequence[Finding]) -> str:
+    """The findings as a table for a terminal, with what to do and what the options will use."""
+    from nsmagic import probes  # noqa: PLC0415 - likewise
+
+    return probes.render_text(findings)
+
+
+def render_html(findings: Sequence[Finding]) -> str:
+    """The same for a notebook: inline styles only, every text escaped."""
+    from nsmagic import probes  # noqa: PLC0415 - likewise
+
+    return probes.render_html(findings)
+
+
+def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """The same as data: ``{"findings": [{feature, status, detail, remedy}], "uses": {"--mem": ...}}``."""
+    from nsmagic import probes  # noqa: PLC0415 - likewise
+
+    return probes.to_json(findings)
+
+
 def remedy_for(step: Step, before: Sequence[Step] = ()) -> str:
     """What to do about a step that failed: one or two sentences.  It never raises.
 
     Args:
         step: the call that failed.
-        before: the journal so far, if it is there: it names the folder that a mount was made of.
+        before: the journal so far, if it is there: it names the folder that an overlay was made of.
     """
     try:
-        return _remedy(step, before) or _DOCTOR
-    except Exception:  # noqa: BLE001 - an error on the way to an error's remedy must not hide the error
+        call = step.call.partition("(")[0]
+        quoted = re.search(r'"([^"]*)"', step.call)
+        case = _Case(call, step.call, step.errno, quoted[1] if quoted else "", before)
+        if step.errno == e.ENOSYS and call in _SINCE:
+            return _too_old(call)
+        subject = _SUBJECTS.get(call) or _SUBJECTS.get(step.step, _refused)
+        return _ANYWHERE.get(step.errno) or subject(case) or _DOCTOR
+    except Exception:  # noqa: BLE001 - an error on the way to a remedy must not hide the error itself
         return _DOCTOR
 
 
-def _remedy(step: Step, before: Sequence[Step]) -> str:
-    call = step.call.partition("(")[0]
-    # What any call may answer comes first; then each subject has its own words.
-    if step.errno in {e.EMFILE, e.ENFILE}:
-        return "Allow more open files (ulimit -n 4096), or bind fewer files and folders."
-    if call in _TOO_OLD and step.errno == e.ENOSYS:
-        version, manual = _TOO_OLD[call]
-        return f"{_hidden_call(manual)}Use Linux {version} or newer; this is {os.uname().release}."
-    if step.step == "cgroup" and call == "write":
-        return _group(step.errno)
-    if call in {"clone3", "clone", "unshare"}:
-        return _clone(step)
-    if call == "fork":
-        return _processes() if step.errno == e.EAGAIN else _memory(step.errno)
-    if step.errno == e.ENOMEM:
-        return _memory(step.errno)
-    if step.step in {"sources", "mount"}:
-        return _mount(step, call, before)
-    if call == "chdir":
-        return _workdir(step)
-    if call == "setrlimit":
-        return _rlimit(step.call)
-    if step.step == "seccomp" and step.errno in {e.EINVAL, e.ENOSYS}:
-        return "Use a kernel that was built with CONFIG_SECCOMP_FILTER."
-    if "_map" in step.call and step.errno in _REFUSED:
-        return _maps()
-    if step.step == "userns" and step.errno == e.ENOENT:
-        return "Mount the /proc of this process' own PID namespace: mount -t proc proc /proc."
-    return _refused() if step.errno in {*_REFUSED, e.EINVAL} else ""
+class _Case(NamedTuple):
+    """A failed step, taken apart: the call's name, all of it, the first text in quotes in it."""
+
+    call: str
+    text: str
+    errno: int
+    path: str
+    before: Sequence[Step]
 
 
 # ---- What is known about the host, read when it is needed -----------------------------------------
@@ -142,48 +147,25 @@ def _status(field: str) -> str:
     return found[1] if found else ""
 
 
-def _is_root() -> bool:
-    return os.geteuid() == 0
-
-
 def _may_mount() -> bool:
     return bool(int(_status("CapEff") or "0", 16) >> _CAP_SYS_ADMIN & 1)
 
 
-def _mapped_ids() -> int:
-    """How many uids this process' own user namespace has; all of them on the host itself."""
-    return sum(int(line.split()[2]) for line in _read("/proc/self/uid_map").splitlines())
-
-
-def _around() -> str:
-    """What runs around this process: ``docker``, ``kubernetes`` or nothing that we know."""
-    if os.environ.get("KUBERNETES_SERVICE_HOST"):
-        return "kubernetes"
-    inside = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
-    return "docker" if inside else ""
-
-
-def _chrooted() -> bool:
-    """Whether our root is no mount of its own: then the kernel makes no user namespace for us."""
-    points = [line.split(" ")[4] for line in _read("/proc/self/mountinfo").splitlines()]
-    return bool(points) and "/" not in points
-
-
-def _mounts_below(folder: str) -> list[str]:
-    """Mount points below a folder, from proc_pid_mountinfo(5)."""
+def _mounts() -> list[tuple[str, str]]:
+    """Mount points and their file systems' types, from proc_pid_mountinfo(5)."""
     found = []
     for line in _read("/proc/self/mountinfo").splitlines():
-        escaped = line.split(" ")[4]
-        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), escaped)
-        if point.startswith(folder.rstrip("/") + "/"):
-            found.append(point)
-    return sorted(set(found))
+        before, _, after = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split(" ")[4])
+        found.append((point, after.split(" ")[0]))
+    return found
 
 
-def _quoted(call: str) -> str:
-    """The first text in quotes: the path that a call was about."""
-    found = re.search(r'"([^"]*)"', call)
-    return found[1] if found else ""
+def _kind_of(folder: str) -> str:
+    """The type of the file system that a folder lies on, such as ``vfat``."""
+    inside = f"{folder}/".startswith
+    above = [(len(point), kind) for point, kind in _mounts() if inside(point.rstrip("/") + "/")]
+    return max(above)[1] if above else "an unknown file system"
 
 
 # ---- Refusals that have one cause for many calls ---------------------------------------------------
@@ -191,48 +173,42 @@ def _quoted(call: str) -> str:
 
 def _surroundings() -> str:
     """How to start the container around us so that it lets us make containers; empty where none is seen."""
-    match _around():
-        case "kubernetes":
-            return _KUBERNETES
-        case "docker":
-            admin = " --cap-add SYS_ADMIN" if _is_root() else ""
-            return f"Start the surrounding container so: {_DOCKER}{admin} …"
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return _KUBERNETES
+    marked = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
+    # Images of virtual machines are made from such containers too, mark and all; but they mount no /etc/hosts.
+    if marked and "/etc/hosts" in dict(_mounts()):
+        admin = " --cap-add SYS_ADMIN" if os.geteuid() == 0 else ""
+        return f"Start the surrounding container so: {_DOCKER}{admin} …"
     return ""
 
 
-def _refused() -> str:
+def _refused(case: _Case) -> str:
     """EPERM or EACCES where a container's init should have had the right."""
-    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" and not _may_mount():
+    if case.errno not in {e.EPERM, e.EACCES, e.EINVAL, e.ENOSYS}:
+        return ""
+    may_mount, around = _may_mount(), _surroundings()
+    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" and not may_mount:
         return (
             "AppArmor takes the rights from user namespaces here: sudo sysctl -w "
             "kernel.apparmor_restrict_unprivileged_userns=0, or load an AppArmor profile with the line "
             "'userns,' for this Python."
         )
-    if _is_root() and not _may_mount():
-        around = _surroundings()
-        return around or "This process is root without CAP_SYS_ADMIN: give it that, or run it as an ordinary user."
-    if around := _surroundings():
-        return around
+    if around or (os.geteuid() == 0 and not may_mount):
+        return around or "This process is root without CAP_SYS_ADMIN: give it that, or be an ordinary user."
     if _status("Seccomp") == "2":
         return (
-            "A system-call filter around this process refuses it; run outside of that sandbox, or, where it is "
-            f"Docker or Podman, with: {_DOCKER} …"
+            "A system-call filter around this process may have refused it: run outside of that sandbox; "
+            f"where it is Docker or Podman, start it so: {_DOCKER} …"
         )
-    if _read("/sys/fs/selinux/enforce") == "1":
-        return "SELinux may refuse it: look with ausearch -m avc, and allow this domain user_namespace { create }."
-    return ""
+    enforcing = _read("/sys/fs/selinux/enforce") == "1"
+    return "SELinux may have refused it: ausearch -m avc shows what to allow." if enforcing else ""
 
 
-def _hidden_call(manual: str) -> str:
-    """Where a filter is around us, ENOSYS may be its word and not the kernel's."""
+def _too_old(call: str) -> str:
     filtered = _status("Seccomp") == "2"
-    return f"If a filter around this process hides {manual}, start it with {_DOCKER} …; else: " if filtered else ""
-
-
-def _memory(number: int) -> str:
-    if number != e.ENOMEM:
-        return ""
-    return "The kernel had no memory left for it: end something, or raise the memory limit of this process' own group."
+    hidden = f", or if a filter around this process hides it, start that so: {_DOCKER} …" if filtered else "."
+    return f"{call}(2) needs Linux {_SINCE[call]}, and this is {os.uname().release}: use a newer one{hidden}"
 
 
 def _processes() -> str:
@@ -242,167 +218,160 @@ def _processes() -> str:
     from nsmagic.cgroups import own_groups  # noqa: PLC0415 - for words only
 
     soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    limit = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
     groups = own_groups()
     own = groups.get("pids") or groups.get("")
     most = _read(f"{own.directory}/pids.max") if own else ""
-    group = f" or its group's pids.max (now {most})" if most else ""
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    group = f", or pids.max of its control group (now {most})" if most else ""
     return f"Too many processes: end some, or raise this user's ulimit -u (now {limit}){group}."
 
 
 # ---- Namespaces ------------------------------------------------------------------------------------
 
 
-def _clone(step: Step) -> str:
-    flags = [flag for flag in _NAMESPACE_FILES if re.search(rf"\b{flag}\b", step.call)]
-    match step.errno:
-        case e.ENOSPC:
-            return _too_many(flags)
-        case e.EAGAIN:
-            return _processes()
-        case e.ENOMEM:
-            return _memory(step.errno)
-        case e.EINVAL | e.ENOSYS:
-            lacking = [_NAMESPACE_FILES[flag] for flag in flags if not _has(_NAMESPACE_FILES[flag])]
-            if not lacking:
-                return _refused()
-            leave = "-".join("mount" if name == "mnt" else name for name in lacking)
-            return f"This kernel has no {' and no '.join(lacking)} namespace: leave it out with --ns all-{leave}."
-        case e.EBUSY | e.EOPNOTSUPP:
-            return _group(step.errno)
-    return _user_namespaces() if step.errno in _REFUSED else ""
+def _clone(case: _Case) -> str:
+    kinds = [kind for flag, kind in _KINDS.items() if re.search(rf"\b{flag}\b", case.text)]
+    if case.errno == e.ENOSPC:
+        return _too_many(kinds or ["user"])
+    if case.errno == e.EAGAIN:
+        return _processes()
+    if case.errno in {e.EBUSY, e.EOPNOTSUPP}:
+        return _group(case)
+    if case.errno == e.EINVAL:
+        lacking = [kind for kind in kinds if not Path(f"/proc/self/ns/{kind}").exists()]
+        left = "-".join(lacking).replace("mnt", "mount")
+        words = f"This kernel has no {' and no '.join(lacking)} namespace: leave it out with --ns all-{left}."
+        return words if lacking else _refused(case)
+    return _switched_off(case) or _refused(case)
 
 
-def _has(name: str) -> bool:
-    return Path(f"/proc/self/ns/{name}").exists()
+def _switched_off(case: _Case) -> str:
+    """EPERM of the kernel itself, no matter what else is around us."""
+    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0" and os.geteuid() != 0:
+        return "They are switched off for ordinary users: sudo sysctl -w kernel.unprivileged_userns_clone=1."
+    # A chroot's root is no mount, and the kernel makes no user namespace there, lest it be a way out.
+    if case.errno == e.EPERM and _mounts() and "/" not in dict(_mounts()):
+        return "This process lives in a chroot, which has no user namespaces: use pivot_root, not chroot."
+    return ""
 
 
-def _too_many(flags: Sequence[str]) -> str:
+def _too_many(kinds: Sequence[str]) -> str:
     """ENOSPC: user.max_…_namespaces, here or in a namespace around us, whose value cannot be seen here."""
-    names = [f"user.max_{_NAMESPACE_FILES[flag]}_namespaces" for flag in flags] or ["user.max_user_namespaces"]
-    values = {name: _read(f"/proc/sys/{name.replace('.', '/')}") for name in names}
-    zero = [name for name, value in values.items() if value == "0"]
-    if zero:
-        settings = " ".join(f"{name}=10000" for name in zero)
-        return f"The host allows none of them: sudo sysctl -w {settings}."
+    values = {f"user.max_{kind}_namespaces": _read(f"/proc/sys/user/max_{kind}_namespaces") for kind in kinds}
+    if none := [f"{name}=10000" for name, value in values.items() if value == "0"]:
+        return f"The host allows none of them: sudo sysctl -w {' '.join(none)}."
     shown = ", ".join(f"{name} (here {value or 'unknown'})" for name, value in values.items())
     return f"A limit on namespaces is reached: raise {shown}, here or in the container around this process."
 
 
-def _user_namespaces() -> str:
-    """Clone was refused."""
-    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
-        return "User namespaces are switched off for ordinary users: sudo sysctl -w kernel.unprivileged_userns_clone=1."
-    if _chrooted():
-        return "This process lives in a chroot, where the kernel makes no user namespace: use pivot_root instead of chroot."
-    return _refused()
-
-
-def _maps() -> str:
-    """A write to uid_map or gid_map was refused: which ids may it map?"""
-    if _is_root() and _mapped_ids() < _ALL_IDS:
+def _maps(case: _Case) -> str:
+    """A write to uid_map or gid_map was refused, or the file was not there."""
+    if case.errno == e.ENOENT:
+        return "Mount the /proc of this process' own PID namespace: mount -t proc proc /proc."
+    ids = sum(int(line.split()[2]) for line in _read("/proc/self/uid_map").splitlines())
+    if os.geteuid() == 0 and ids < _ALL_IDS:
         return (
             "This root is root of a user namespace only, and its map (/proc/self/uid_map) lacks the uid that "
             "containers run under: run it as an ordinary user instead."
         )
-    return _refused()
+    return _refused(case)
 
 
 # ---- Files ------------------------------------------------------------------------------------------
 
 
-def _mount(step: Step, call: str, before: Sequence[Step]) -> str:
-    path = _quoted(step.call)
-    if step.errno in {e.ENOSPC, e.EDQUOT}:
+def _mount(case: _Case) -> str:
+    path = case.path
+    if case.errno == e.ENOSPC and case.call == "move_mount":
+        return "There are too many mounts: raise fs.mount-max, or bind fewer folders that have mounts below."
+    if case.errno in {e.ENOSPC, e.EDQUOT}:
         return "The container's own files do not fit: give more with --disk."
-    if call in {"fsopen", "fsconfig", "fsmount"}:
-        return _file_system(step, path, before)
-    if call == "open_tree":
-        return _source(step.errno, path)
-    if step.errno == e.EROFS:
-        return f"{path} would lie in a folder that is read-only inside: bind to another place, such as one in /mnt."
-    if step.errno in {e.ENOTDIR, e.ENOENT, e.ELOOP, e.ENAMETOOLONG, e.EXDEV, e.EEXIST} or (
-        call == "move_mount" and step.errno == e.EINVAL
-    ):
-        return f"{path} is no place for it inside (a file goes on a file, a folder on a folder): bind to another place."
-    return _refused() if step.errno in {*_REFUSED, e.EINVAL} else ""
+    if case.errno == e.EROFS:
+        return f"{path} would lie in a folder that is read-only inside: take another place, such as /mnt/…."
+    misplaced = {e.ENOTDIR, e.EISDIR, e.ENOENT, e.ELOOP, e.ENAMETOOLONG, e.EXDEV, e.EEXIST}
+    if case.errno in misplaced or (case.call == "move_mount" and case.errno == e.EINVAL):
+        return f"{path} is no place for it (a file goes on a file, a folder on a folder): take another."
+    return _refused(case)
 
 
-def _source(number: int, path: str) -> str:
+def _source(case: _Case) -> str:
     """A folder or file of the host could not be taken."""
-    if number == e.EINVAL:
-        points = _mounts_below(path)
-        more = " and more" if len(points) > _MOUNTS_SHOWN else ""
-        names = ", ".join(points[:_MOUNTS_SHOWN]) + more
-        below = f"{path} has mounts below it ({names}), " if points else f"{path} has mounts below it, "
-        return f"{below}which copy-on-write does not reach: choose another folder with -w, or bind it :ro."
-    if number == e.ENOENT:
-        return f"{path} is not there any more: bind something else, or choose another folder with -w."
-    if number == e.EACCES:
-        return f"You may not reach {path}: choose another, or ask its owner for chmod o+x on the folders above it."
-    return _refused() if number == e.EPERM else ""
+    path = case.path
+    if case.errno == e.EINVAL:
+        points = sorted({point for point, _ in _mounts() if point.startswith(path.rstrip("/") + "/")})
+        names = ", ".join(points[:_MOUNTS_SHOWN]) + (" and more" if len(points) > _MOUNTS_SHOWN else "")
+        below = f"{path} has mounts below it{f' ({names})' if names else ''}"
+        return f"{below}, which copy-on-write does not reach: take another folder with -w, or bind it :ro."
+    if case.errno == e.ENOENT:
+        return f"{path} is not there any more: bind something else, or take another folder with -w."
+    if case.errno == e.EACCES:
+        return f"You may not reach {path}: take another, or have chmod o+x done on the folders above it."
+    if case.errno == e.ENOSPC:
+        return _too_many(["mnt"])
+    return _mount(case)
 
 
-def _file_system(step: Step, kind: str, before: Sequence[Step]) -> str:
-    if step.errno == e.ENODEV:
-        return f"This kernel has no {kind} file system: sudo modprobe {kind}, or leave out what needs it (-w, :cow)."
-    if kind == "proc" and step.errno in _REFUSED:
+def _file_system(case: _Case) -> str:
+    """A fresh proc, devpts or overlay could not be made."""
+    if case.errno == e.ENODEV:
+        return f"This kernel has no {case.path}: sudo modprobe {case.path}, or leave out what needs it."
+    if case.path == "proc" and case.errno in {e.EPERM, e.EACCES}:
         around = _surroundings() or f"Start the container around this process so: {_DOCKER} …"
         return f"Parts of /proc are covered here, and then the kernel gives no fresh one. {around}"
-    if kind != "overlay" or step.errno not in {*_REFUSED, e.EINVAL, e.EOPNOTSUPP}:
-        return _refused()
-    folders = [_quoted(each.call) for each in before if each.call.startswith("move_mount(tree of ")]
-    where = f"{folders[-1]} (on {_kind_of(folders[-1])})" if folders else "The working directory or a :cow folder"
-    return (
-        f"{where} lies on a file system that copy-on-write cannot build on: choose another folder with -w, "
-        "or bind it :ro."
-    )
+    if case.path == "overlay" and case.call != "fsopen" and case.errno in {e.EPERM, e.EINVAL, e.EOPNOTSUPP}:
+        trees = [step.call for step in case.before if step.call.startswith('move_mount(tree of "')]
+        folder = trees[-1].split('"')[1] if trees else ""
+        where = f"{folder} (on {_kind_of(folder)})" if folder else "The working directory or a :cow folder"
+        return f"{where} cannot lie under copy-on-write: take another folder with -w, or bind it :ro."
+    return _mount(case)
 
 
-def _kind_of(folder: str) -> str:
-    """The type of the file system that a folder lies on, such as ``vfat``."""
-    best, kind = "", "an unknown file system"
-    for line in _read("/proc/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        point = before.split(" ")[4]
-        if f"{folder}/".startswith(point.rstrip("/") + "/") and len(point) >= len(best):
-            best, kind = point, after.split(" ")[0]
-    return kind
-
-
-def _workdir(step: Step) -> str:
-    path = _quoted(step.call)
-    if step.errno == e.EACCES:
-        return f"The container's user may not enter {path}: choose another folder with -w, or add mount to --ns."
-    return f"{path} is not there inside: choose another folder with -w."
+def _workdir(case: _Case) -> str:
+    if case.errno == e.EACCES:
+        return f"Its user may not enter {case.path}: take another folder with -w, or add mount to --ns."
+    return f"{case.path} is not there inside: take another folder with -w."
 
 
 # ---- Limits -----------------------------------------------------------------------------------------
 
 
-def _group(number: int) -> str:
+def _fork(case: _Case) -> str:
+    return _processes() if case.errno == e.EAGAIN else _refused(case)
+
+
+def _group(case: _Case) -> str:
     """A process could not be put into its control group."""
-    match number:
-        case e.EBUSY | e.EOPNOTSUPP:
-            return (
-                "The group has processes of its own or is not a plain domain: run this process in a unit that is "
-                "handed over to it: systemd-run --user --scope -p Delegate=yes …"
-            )
+    match case.errno:
         case e.EAGAIN:
             return _processes()
+        case e.EBUSY | e.EOPNOTSUPP:
+            return f"Its group has processes of its own, or is no plain domain: run this process {_DELEGATE}"
         case e.ENOSPC:
-            return "The group's cpuset is empty: write CPUs to cpuset.cpus and a node to cpuset.mems of the group above."
+            return "Its cpuset is empty: write CPUs to cpuset.cpus and a node to cpuset.mems above it."
         case e.ENOENT | e.ENODEV:
-            return "Somebody removed the container's group; run it again."
+            return "Somebody removed the container's group: run it again."
         case e.EINVAL:
-            return "The kernel moves no real-time process into a group for CPU time: start this process without chrt."
-    return "Run as root, or in a unit that is handed over to you: systemd-run --user --scope -p Delegate=yes …"
+            return "No real-time process goes into a group for CPU time: start this process without chrt."
+    return f"Run this process as root, or {_DELEGATE}"
 
 
-def _rlimit(call: str) -> str:
-    import resource  # noqa: PLC0415 - not on every system, and this module must import everywhere
+def _rlimit(case: _Case) -> str:
+    import resource  # noqa: PLC0415 - likewise
 
-    found = re.search(r"resource=(\d+)", call)
-    if found and int(found[1]) == resource.RLIMIT_NPROC:
-        return "It is above the hard limit of this process: ask for fewer with --pids, or raise ulimit -Hu."
-    return "It is above the hard limit of this process: raise that (ulimit -H), or ask for less."
+    if f"resource={resource.RLIMIT_NPROC}," in case.text:
+        return "It is above this process' own hard limit: ask for fewer with --pids, or raise ulimit -Hu."
+    return "It is above this process' own hard limit: raise that (ulimit -H), or ask for less."
+
+
+_ANYWHERE: Final = {
+    e.EMFILE: "Allow more open files (ulimit -n 4096), or bind fewer files and folders.",
+    e.ENFILE: "The host has too many open files: end something, or raise fs.file-max.",
+    e.ENOMEM: "The kernel had no memory for it: end something, or raise the limit of your own group.",
+}
+_SUBJECTS: Final[dict[str, Callable[[_Case], str]]] = {
+    "clone3": _clone, "clone": _clone, "unshare": _clone, "fork": _fork, "open_tree": _source,
+    "fsopen": _file_system, "fsconfig": _file_system, "fsmount": _file_system, "chdir": _workdir,
+    "setrlimit": _rlimit,
+    # By step, where the call does not tell:
+    "cgroup": _group, "userns": _maps, "sources": _mount, "mount": _mount,
+}  # fmt: skip

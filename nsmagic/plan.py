@@ -75,13 +75,14 @@ class Plan:
     root: Root
     choice: Choice
 
-    def request(self, number: int, directories: tuple[str, ...], procs: int) -> frames.Spawn:
+    def request(self, number: int, directories: tuple[str, ...], *, joins: int, into_cgroup: bool) -> frames.Spawn:
         """The request to the launcher.
 
         Args:
             number: the container's own.
             directories: of its group, to be removed at its end.
-            procs: how many cgroup.procs descriptors go with it; 0 for a cgroup v2 directory or none.
+            joins: how many v1 ``tasks`` descriptors go with it.
+            into_cgroup: whether a cgroup v2 directory's descriptor does.
         """
         rlimits = {_core(): 0, **{kind: hard for kind, (_, hard) in self.choice.rlimits.items()}}
         return frames.Spawn(
@@ -97,8 +98,8 @@ class Plan:
             disk_inodes=self.root.disk_inodes,
             entries=self.root.entries,
             rlimits=list(rlimits.items()),
-            cgroup_procs=procs,
-            into_cgroup=bool(directories) and not procs,
+            joins=joins,
+            into_cgroup=into_cgroup,
             directories=list(directories),
         )
 

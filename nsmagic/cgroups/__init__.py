@@ -143,15 +143,18 @@ class Group(Protocol):
     def enforced(self) -> Mapping[str, str]:
         """Return what is in force, read back: ``{"mem": "cgroup v2 memory.max = 134217728"}``."""
 
-    def open_procs(self) -> list[int]:
-        """Open each ``cgroup.procs`` for writing, close-on-exec; the caller closes them.
+    def open_joins(self) -> list[int]:
+        """Open what init writes "0" to, to join: the v1 ``tasks`` files; the caller closes them.
+
+        ``tasks`` moves one thread, which for a process that has only one is the same as ``cgroup.procs``,
+        but spares it a grace period of RCU: ten milliseconds.
 
         Raises:
             OSError: the group is gone.
         """
 
     def open_directory(self) -> int | None:
-        """Open the directory for CLONE_INTO_CGROUP; None where one directory is not all (v1)."""
+        """Open the cgroup v2 directory for CLONE_INTO_CGROUP; None where v2 has no part in it."""
 
     def usage(self) -> Usage:
         """Read what was used so far; all None once the group is gone."""

@@ -318,7 +318,7 @@ class RlimitGroup:
         """Watch the container whose init has this pid on the host."""
         self._watchdog = Watchdog(pid)
 
-    def open_procs(self) -> list[int]:
+    def open_joins(self) -> list[int]:
         """Return nothing: there is no group to move into."""
         return []
 

@@ -258,12 +258,13 @@ class DirectoryGroup:
                 del self.enforced[setting.what]
         self.limited = True
 
-    def open_procs(self) -> list[int]:
-        """Open each cgroup.procs; see ``Group.open_procs``."""
+    def open_joins(self) -> list[int]:
+        """Open what a process writes "0" to; see ``Group.open_joins``."""
         opened: list[int] = []
         try:
             for leaf in self.leaves:
-                opened.append(os.open(f"{leaf}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401
+                if leaf != self.places.get(""):
+                    opened.append(os.open(f"{leaf}/tasks", os.O_WRONLY | os.O_CLOEXEC))
         except OSError:
             for descriptor in opened:
                 os.close(descriptor)
@@ -271,8 +272,10 @@ class DirectoryGroup:
         return opened
 
     def open_directory(self) -> int | None:
-        """Return None: one directory does not do it all."""
-        return None
+        """Open the directory for CLONE_INTO_CGROUP: of the v2 hierarchy, where there is one."""
+        if "" not in self.places:
+            return None
+        return os.open(self.places[""], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def pids(self) -> list[int]:
         """Return the processes in the group."""
@@ -399,10 +402,6 @@ class V2Group(DirectoryGroup):
         if "cpu" in self.places:
             quota = None if limits.cpus is None else round(limits.cpus * PERIOD)
             yield Setting("cpus", f"{leaf}/cpu.max", f"{_or_max(quota)} {PERIOD}")
-
-    def open_directory(self) -> int | None:
-        """Open the directory for CLONE_INTO_CGROUP."""
-        return os.open(self.leaves[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def usage(self) -> Usage:
         """Read what was used; see ``Group.usage``."""

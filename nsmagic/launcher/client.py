@@ -66,9 +66,10 @@ class Launcher:
 
     Args:
         preload: modules that it imports, so that cells find them imported.
+        cells: whether it imports IPython's shell too, which cells need; scripts and programs do not.
     """
 
-    def __init__(self, preload: Sequence[str] = ()) -> None:
+    def __init__(self, preload: Sequence[str] = (), *, cells: bool = True) -> None:
         self.preload = tuple(preload)
         self.path = python_path()
         self.started = time.monotonic()
@@ -77,7 +78,7 @@ class Launcher:
         self._log = os.memfd_create("nsmagic-launcher-log")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         owned.add(self._socket.fileno())
-        config = json.dumps({"owner": theirs.fileno(), "preload": self.preload})
+        config = json.dumps({"owner": theirs.fileno(), "preload": self.preload, "cells": cells})
         environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
         environment |= dict.fromkeys(_ONE_THREAD, "1")
         with theirs:
@@ -194,6 +195,7 @@ class _Current:
         self.pid = os.getpid()
         self.launcher: Launcher | None = None
         self.preload: tuple[str, ...] = ()
+        self.cells = True
         self.deaths: list[str] = []
 
 
@@ -218,7 +220,7 @@ def start() -> Launcher:
             state.launcher.stop()
             state.launcher = None
         if state.launcher is None:
-            state.launcher = Launcher(state.preload)
+            state.launcher = Launcher(state.preload, cells=state.cells)
         return state.launcher
 
 
@@ -242,6 +244,11 @@ def set_preload(modules: Sequence[str]) -> None:
         if tuple(modules) != state.preload:
             state.preload = tuple(modules)
             stop()
+
+
+def expect_no_cells() -> None:
+    """This process will run scripts and programs only: its launcher starts sooner without IPython's shell."""
+    _state().cells = False
 
 
 def stop() -> None:

@@ -47,7 +47,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     """Make a container.  Six descriptors come with it (control, report, lifeline, stdin, stdout, stderr),
-    then one for each cgroup.procs file, then the cgroup v2 directory if ``into_cgroup``.
+    then one for each v1 ``tasks`` file to join, then the cgroup v2 directory if ``into_cgroup``.
 
     Attributes:
         directories: cgroup directories to remove, in this order, when the container is gone.
@@ -65,7 +65,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     disk_inodes: int
     entries: list[Entry]
     rlimits: list[tuple[int, int]]
-    cgroup_procs: int
+    joins: int
     into_cgroup: bool
     directories: list[str]
 

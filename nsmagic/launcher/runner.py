@@ -12,22 +12,22 @@ import getpass
 import io
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
 import types
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import values
 from nsmagic.launcher import frames
-from nsmagic.launcher.shell import RunnerShell, warm_shell
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+    from IPython.core.interactiveshell import ExecutionResult
 
-__all__ = ["serve", "warm_shell"]
+    from nsmagic.launcher.shell import RunnerShell
 
 CONTROL: Final = 3
 _EXIT_FAILED: Final = 1
@@ -44,6 +44,10 @@ class Channel:
     def send(self, message: frames.FromRunner) -> None:
         """Send one frame."""
         self._socket.sendall(frames.encode_frame(message))
+
+    def waiting(self) -> bool:
+        """Whether a frame has come already."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def receive(self) -> frames.ToRunner:
         """Wait for one frame; the end of the channel ends the process."""
@@ -91,8 +95,19 @@ def _reseed() -> None:
         numpy_random.seed(None)
 
 
-def serve(shell: InteractiveShell) -> NoReturn:
-    """Take one job, or with ``keep`` many; the process ends with the last."""
+def make_shell() -> RunnerShell:
+    """IPython's shell; its import takes longer than all the rest, and scripts and programs need none."""
+    from nsmagic.launcher.shell import warm_shell  # noqa: PLC0415 - see above
+
+    return warm_shell()
+
+
+def serve(shell: RunnerShell | None) -> NoReturn:
+    """Take one job, or with ``keep`` many; the process ends with the last.
+
+    Args:
+        shell: the launcher's, or None where it was made for scripts and programs only.
+    """
     os.set_inheritable(CONTROL, False)  # noqa: FBT003 - the library's signature
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # A launcher has no interest in a broken pipe, a program has.
@@ -100,26 +115,25 @@ def serve(shell: InteractiveShell) -> NoReturn:
     channel = Channel()
     _open_streams()
     _reseed()
-    runner_shell = cast("RunnerShell", shell)
-    runner_shell.attach(channel)
-    # A fresh clone pays for page faults on its first work: let that be ours.
-    runner_shell.run_cell("None", silent=True)
+    if shell is not None and not channel.waiting():
+        # A fresh clone pays for page faults on its first work: while nobody waits, let that be ours.
+        shell.run_source("None")
     channel.send(frames.Ready())
     while True:
         job = channel.receive()
         if not isinstance(job, frames.Job):
             os._exit(_EXIT_FAILED)
         if not job.keep:
-            _run(job, channel, runner_shell)
+            _run(job, channel, shell)
         child = os.fork()
         if child == 0:
             _reseed()
-            _run(job, channel, runner_shell)
+            _run(job, channel, shell)
         _, status = os.waitpid(child, 0)
         channel.send(frames.Exited(status))
 
 
-def _run(job: frames.Job, channel: Channel, shell: RunnerShell) -> NoReturn:
+def _run(job: frames.Job, channel: Channel, shell: RunnerShell | None) -> NoReturn:
     os.environ.clear()
     os.environ.update(job.env)
     sys.argv[:] = job.argv or [""]
@@ -136,9 +150,11 @@ def _run(job: frames.Job, channel: Channel, shell: RunnerShell) -> NoReturn:
         os._exit(_EXIT_FAILED)
 
 
-def _run_python(job: frames.Job, channel: Channel, shell: RunnerShell) -> NoReturn:
+def _run_python(job: frames.Job, channel: Channel, shell: RunnerShell | None) -> NoReturn:
     if job.kind == "cell":
-        status, extracted, problems = _run_cell(job, shell)
+        shell = shell or make_shell()
+        shell.attach(channel)
+        status, extracted, problems = _run_cell(job, shell, channel)
     else:
         status, extracted, problems = _run_script(job), {}, {}
     flush()
@@ -182,7 +198,7 @@ def _execute_fresh(job: frames.Job, channel: Channel) -> NoReturn:
 
 
 def serve_fresh() -> NoReturn:
-    """In a new interpreter: make a shell, take the job that waits in a file, run it."""
+    """In a new interpreter: take the job that waits in a file, and run it."""
     memory = int(os.environ.pop("NSMAGIC_JOB"))
     with open(memory, "rb") as file:  # noqa: PTH123 - a descriptor
         body = file.read()[frames.LENGTH.size :]
@@ -192,9 +208,7 @@ def serve_fresh() -> NoReturn:
     os.set_inheritable(CONTROL, False)  # noqa: FBT003 - the library's signature
     channel = Channel()
     _open_streams()
-    shell = warm_shell()
-    shell.attach(channel)
-    _run(job, channel, shell)
+    _run(job, channel, None)
 
 
 def _ask_through(channel: Channel) -> None:
@@ -224,14 +238,14 @@ def _ask_through(channel: Channel) -> None:
     getpass.getpass = ask_password  # type: ignore[assignment]
 
 
-def _run_cell(job: frames.Job, shell: RunnerShell) -> tuple[int, dict[str, bytes], dict[str, str]]:
+def _run_cell(job: frames.Job, shell: RunnerShell, channel: Channel) -> tuple[int, dict[str, bytes], dict[str, str]]:
     namespace = shell.user_ns
     for name, encoded in job.variables.items():
         namespace[name] = values.decode(encoded)
     for name, pickled in job.pickled.items():
         namespace[name] = pickle.loads(pickled)  # noqa: S301 - from the owner, who is trusted; never the other way
     if job.ask:
-        _ask_through(shell.channel)
+        _ask_through(channel)
     shell.execution_count = job.execution_count
     result = shell.run_source(job.code)
     extracted: dict[str, bytes] = {}

@@ -89,6 +89,8 @@ class RunnerShell(InteractiveShell):  # type: ignore[misc]
     def attach(self, channel: Channel) -> None:
         """From now on, frames go to the owner."""
         self.channel = channel
+        # IPython tells whoever calls sys.exit() how to leave a terminal.
+        warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
 
     def init_virtualenv(self) -> None:
         """The launcher's ``sys.path`` is the owner's already."""
@@ -135,8 +137,6 @@ def warm_shell() -> RunnerShell:
         config=config, displayhook_class=FrameDisplayHook, display_pub_class=FramePublisher
     )
     shell.colors = "neutral" if _has_neutral() else "Neutral"
-    # IPython tells whoever calls sys.exit() how to leave a terminal.
-    warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     shell.set_hook("show_in_pager", _show_in_pager, 99)
     for code in ("1 + 1", "display({'a': 1})" if "display" in shell.user_ns else "None", "1 / 0", "import asyncio"):
         shell.run_source(code)

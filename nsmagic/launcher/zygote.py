@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    from IPython.core.interactiveshell import InteractiveShell
+    from nsmagic.launcher.shell import RunnerShell
 
 STREAMS: Final = 6
 """Descriptors that come with every request: control, report, lifeline, stdin, stdout, stderr."""
@@ -89,7 +89,7 @@ class _Child:
 class Launcher:
     """Takes requests until the owner is gone."""
 
-    def __init__(self, owner: socket.socket, shell: InteractiveShell) -> None:
+    def __init__(self, owner: socket.socket, shell: RunnerShell | None) -> None:
         self._owner = owner
         self._shell = shell
         self._children: dict[int, _Child] = {}
@@ -150,7 +150,7 @@ class Launcher:
             entry.target, entry.source = text(wanted.target), text(wanted.source)
             entry.length, entry.tree, entry.idmap = len(wanted.source), -1, self._idmap(request, wanted)
         rlimits = ffi.new("struct nsm_rlimit[]", request.rlimits)
-        procs = ffi.new("int[]", descriptors[STREAMS : STREAMS + request.cgroup_procs])
+        joins = ffi.new("int[]", descriptors[STREAMS : STREAMS + request.joins])
         control, report, lifeline, stdin, stdout, stderr = descriptors[:STREAMS]
         plan = ffi.new(
             "struct nsm_plan *",
@@ -163,8 +163,8 @@ class Launcher:
                 "disk_bytes": request.disk_bytes, "disk_inodes": request.disk_inodes,
                 "entry_count": len(request.entries),
                 "rlimits": rlimits, "rlimit_count": len(request.rlimits),
-                "cgroup_procs": procs, "cgroup_procs_count": request.cgroup_procs,
-                "cgroup_directory": descriptors[STREAMS + request.cgroup_procs] if request.into_cgroup else -1,
+                "cgroup_joins": joins, "cgroup_join_count": request.joins,
+                "cgroup_directory": descriptors[STREAMS + request.joins] if request.into_cgroup else -1,
                 "lifeline": lifeline, "report": report, "control": control,
                 "stdin_fd": stdin, "stdout_fd": stdout, "stderr_fd": stderr,
             },
@@ -262,14 +262,14 @@ def _preload(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def main() -> NoReturn:
-    """Run the launcher; the last argument is JSON: ``{"owner": descriptor, "preload": [...]}``."""
+    """Run the launcher; the last argument is JSON: ``{"owner": descriptor, "preload": [...], "cells": bool}``."""
     config = json.loads(sys.argv[-1])
     # Without a PID namespace a killed init's children would become the machine's; so they become ours.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         failed = _preload(config)
-        shell = runner.warm_shell()
+        shell = runner.make_shell() if config["cells"] else None
     if _threads() > 1:
         raise SystemExit("the launcher has more than one thread; it could not be cloned safely")
     owner = socket.socket(fileno=config["owner"])

@@ -70,8 +70,8 @@ struct nsm_plan {
     const struct nsm_rlimit *rlimits;
     size_t rlimit_count;
 
-    const int *cgroup_procs; /* cgroup.procs files, open for writing, to put init's pid into */
-    size_t cgroup_procs_count;
+    const int *cgroup_joins; /* cgroup v1 `tasks` files, open for writing */
+    size_t cgroup_join_count;
     int cgroup_directory; /* a cgroup v2 directory for CLONE_INTO_CGROUP, or -1 */
 
     int lifeline; /* read end: commands from the owner; its closing ends the container */
@@ -132,7 +132,7 @@ int nsm_userns_become(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsigned host_gid);
 
 /* cgroup.c */
-int nsm_cgroup_join(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal);
+int nsm_cgroup_join(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_cgroup_namespace(const struct nsm_plan *plan, struct nsm_journal *journal);
 
 /* uts.c, net.c, timens.c */

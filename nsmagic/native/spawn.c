@@ -12,7 +12,7 @@
  * namespace and none outside it, until the root is built; then none at all.  The payload never has any.
  *
  * Which channels carry what:
- *   gate      launcher -> init    one byte: "your ids and your group are set, go on"
+ *   gate      launcher -> init    one byte: "your ids are mapped, go on"
  *   lifeline  owner -> init       orders; its closing means that the owner is gone
  *   report    all three -> owner  the journal, a failure, the exit; one packet each
  *   control   owner <-> payload   the job and its answer (not known here)
@@ -112,6 +112,8 @@ static void offer_to_oom_killer(void)
 
 static int build_container(struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal)
 {
+    if (nsm_cgroup_join(plan, journal) < 0)
+        return -1;
     if (nsm_userns_become(plan, journal) < 0)
         return -1;
     if (nsm_cgroup_namespace(plan, journal) < 0)
@@ -185,14 +187,6 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
     nsm_init(plan, payload, journal);
 }
 
-/* The launcher's side, while init waits at the gate: what takes the launcher's rights. */
-static int admit(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal)
-{
-    if (nsm_cgroup_join(plan, child, journal) < 0)
-        return -1;
-    return nsm_userns_write_maps(plan, child, journal);
-}
-
 pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
 {
     struct nsm_journal journal = {.step = "spawn"};
@@ -216,7 +210,7 @@ pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
     int error = errno;
     close(gate[0]);
     nsm_mount_close_sources(plan, entries);
-    if (child > 0 && admit(plan, child, &journal) < 0) {
+    if (child > 0 && nsm_userns_write_maps(plan, child, &journal) < 0) {
         error = errno;
         close(gate[1]);
         kill(child, SIGKILL);

@@ -1,0 +1,216 @@
+"""What all tests share: what a host must have for them, a folder to run in, and a look for leaks.
+
+The suite runs as whoever starts it.  To try everything, start it twice: as root and as an ordinary user.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from nsmagic import Result
+
+AT_LEAST = {"cgroup_v1": "cgroup v1", "cgroup_v2": "cgroup v2"}
+
+
+def lacks(marker: str) -> str:
+    """Why a test with this marker cannot run here; empty where it can."""
+    if marker == "root" and os.geteuid() != 0:
+        return "host: not root"
+    if marker == "ordinary_user" and os.geteuid() == 0:
+        return "host: runs as root"
+    if marker in AT_LEAST:
+        from nsmagic import cgroups
+
+        if AT_LEAST[marker] not in [mechanism.name for mechanism in cgroups.mechanisms()]:
+            reasons = [each.reason for each in cgroups.unavailable() if each.mechanism == AT_LEAST[marker]]
+            return f"host: no {AT_LEAST[marker]} that may be written to: {'; '.join(reasons) or 'not mounted'}"
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if not sys.platform.startswith("linux"):
+        return
+    for marker in item.iter_markers():
+        if reason := lacks(marker.name):
+            pytest.skip(reason)
+
+
+def children(pid: int) -> set[int]:
+    """The child processes of one process, of all its threads."""
+    found: set[int] = set()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            found |= {int(child) for child in (thread / "children").read_text().split()}
+        except OSError:  # the thread has ended meanwhile
+            continue
+    return found
+
+
+def poll_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether the condition comes true within so many seconds; for what the kernel gives no event of."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        select.poll().poll(5)
+    return True
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., bool]:
+    """Give ``poll_until``."""
+    return poll_until
+
+
+@pytest.fixture(scope="session")
+def children_of() -> Callable[[int], set[int]]:
+    """Give ``children``."""
+    return children
+
+
+@pytest.fixture(scope="session")
+def quiet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One empty folder for all runs that need no files: their containers are alike, so standbys serve them."""
+    return tmp_path_factory.mktemp("quiet")
+
+
+@pytest.fixture
+def quiet(quiet_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in the quiet folder."""
+    monkeypatch.chdir(quiet_folder)
+    return quiet_folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of the test's own, with files of each kind in it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "keep.txt").write_text("keep")
+    (folder / "edit.txt").write_text("before")
+    (folder / "gone.txt").write_text("gone")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "deep.txt").write_text("deep")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def look(quiet: Path) -> Callable[..., Any]:
+    """Give a function that takes a look from inside: the value of an expression in a fresh container.
+
+    ``look("os.getpid()", "import os", ns="pid")``
+    """
+
+    def look_inside(expression: str, setup: str = "import os", **options: Any) -> Any:
+        from nsmagic import run
+
+        result: Result = run(f"{setup}\nanswer = {expression}", outputs=["answer"], **options)
+        assert result.ok, (result.describe(), result.stderr)
+        return result.values["answer"]
+
+    return look_inside
+
+
+class Kept:
+    """A container that takes several jobs, asked for by the names of options."""
+
+    def __init__(self, **options: Any) -> None:
+        from nsmagic import Container
+        from nsmagic.api import container_spec
+        from nsmagic.options import convert
+
+        self.container = Container(container_spec(convert(options, ("container",))))
+
+    def run(self, code: str | list[str], **options: Any) -> Result:
+        """Run a cell, or a program if it is a list."""
+        from nsmagic.api import job_spec
+        from nsmagic.options import convert
+
+        more = {name: options.pop(name) for name in ("stdin", "variables", "sink", "can_ask") if name in options}
+        outputs = tuple(options.pop("outputs", ()))
+        given = convert(options, ("job",))
+        if isinstance(code, str):
+            job = job_spec(given, kind="cell", code=code, outputs=outputs)
+        else:
+            job = job_spec(given, kind="program", argv=tuple(code))
+        return self.container.run(job, **more)
+
+
+@pytest.fixture
+def keep(quiet: Path) -> Iterator[Callable[..., Kept]]:
+    """Give a function that builds a container for several jobs; it is stopped at the end."""
+    built: list[Kept] = []
+
+    def build(**options: Any) -> Kept:
+        kept = Kept(**options)
+        kept.container.start()
+        built.append(kept)
+        return kept
+
+    yield build
+    for kept in built:
+        kept.container.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_container_is_left() -> Iterator[None]:
+    """After each test no container has a job, and the launcher is the only child that we may have."""
+    yield
+    container = sys.modules.get("nsmagic.container")
+    client = sys.modules.get("nsmagic.launcher.client")
+    if container is None or client is None:
+        return
+    left = dict(container.live)
+    container.live.clear()
+    assert not left, f"containers that still have a job: {left}"
+
+
+def group_directories() -> set[str]:
+    """The groups of this process in every hierarchy."""
+    cgroups = sys.modules.get("nsmagic.cgroups")
+    if cgroups is None:
+        return set()
+    bases = [
+        Path(tree.base)
+        for mechanism in cgroups.mechanisms()
+        for tree in getattr(mechanism, "trees", {}).values()
+    ]
+    return {str(group) for base in bases if base.exists() for group in [base, *base.glob("c[0-9]*")]}
+
+
+def mounts() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text().splitlines()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_is_left() -> Iterator[None]:
+    """At the end of all tests: no process, no mount and no cgroup directory that was not there before."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    processes, before = children(os.getpid()), mounts()
+    yield
+    client = sys.modules.get("nsmagic.launcher.client")
+    if client is None:
+        return
+    from nsmagic import cgroups, standbys
+
+    standbys.current().stop()
+    launcher = client.running()
+    client.stop()
+    assert launcher is None or not launcher.alive()
+    cgroups.close()
+    assert poll_until(lambda: children(os.getpid()) <= processes), "processes are left"
+    assert poll_until(lambda: not group_directories()), f"cgroup directories are left: {group_directories()}"
+    assert mounts() == before, "mounts are left"

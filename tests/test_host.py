@@ -1,0 +1,458 @@
+"""The doctor: what it says agrees with what then happens, on hosts where things are really missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nsmagic
+from nsmagic import cgroups, host
+from nsmagic.host import Finding
+from nsmagic.result import Step
+from nsmagic.spec import NAMESPACES
+
+HOME = str(Path(nsmagic.__file__).resolve().parents[1])
+BWRAP = ["bwrap", "--dev-bind", "/", "/", "--unshare-user", "--cap-drop", "ALL"]
+ORDINARY = [*BWRAP, "--uid", "1000", "--gid", "1000"]
+READ_ONLY = [*ORDINARY, "--ro-bind", "/sys/fs/cgroup", "/sys/fs/cgroup"]
+OWN_ROOT = ["unshare", "--user", "--map-root-user", "--mount"]
+"""Root of a user namespace that maps one uid."""
+
+HOSTS = {
+    "as it is": [],
+    "an ordinary user": ORDINARY,
+    "an ordinary user, cgroups read-only": READ_ONLY,
+    "no more user namespaces": [*ORDINARY, "--disable-userns"],
+    "user.max_user_namespaces = 0": [
+        *OWN_ROOT, "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"', "sh",
+    ],
+    "root of a user namespace": OWN_ROOT,
+    "root without capabilities": [*BWRAP, "--uid", "0", "--gid", "0"],
+    "covered /proc": [*ORDINARY, "--ro-bind", "/dev/null", "/proc/kallsyms"],
+}  # fmt: skip
+"""Hosts made from this one, as words in front of a command."""
+
+RUN = """
+import json, sys
+import nsmagic
+options = json.loads(sys.argv[1])
+try:
+    result = nsmagic.run(options.pop("code", "pass"), **options)
+    found = {"error": "", "outcome": result.outcome, "text": result.describe()}
+except nsmagic.NsmagicError as error:
+    found = {"error": type(error).__name__, "text": str(error), "call": getattr(error, "call", ""),
+             "errno": getattr(error, "errno", 0), "remedy": getattr(error, "remedy", "")}
+print(json.dumps(found))
+"""
+
+# Every feature is asked for in another way than the doctor's own, wherever there is one.
+AGREE = """
+import json, os, socket, sys, tempfile
+from pathlib import Path
+import nsmagic, nsmagic.spec
+from nsmagic import host
+
+def namespace(name):
+    kind = {"mount": "mnt"}.get(name, name)
+    result = nsmagic.run(f"import os; print(os.stat('/proc/self/ns/{kind}').st_ino)", ns=name, workdir="/")
+    return result.check().stdout.strip() != str(os.stat(f"/proc/self/ns/{kind}").st_ino)
+
+def answers(net):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = f"import socket; print(socket.socket().connect_ex(('127.0.0.1', {server.getsockname()[1]})))"
+        return (nsmagic.run(code, net=net).check().stdout.strip() == "0") == (net == "host")
+
+def printed(code, expected, **options):
+    return nsmagic.run(code, timeout=20, **options).check().stdout.strip() == expected
+
+def folder(code, expected, left, **options):
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "old").mkdir()
+        (Path(place) / "old" / "a").touch()
+        options = {key: value.format(place) for key, value in options.items()}
+        same = printed(code.format(place), expected, **options)
+        return same and sorted(str(path.relative_to(place)) for path in Path(place).rglob("*")) == left
+
+def hidden():
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:
+        return printed(f"import os; print(os.path.basename({file.name!r}) in os.listdir('/tmp'))", "False", workdir="/")
+
+FORKS = '''
+import subprocess
+started = []
+try:
+    for _ in range(20):
+        started.append(subprocess.Popen(["sleep", "60"]))
+except OSError as error:
+    print(error.errno)
+for each in started:
+    each.kill()
+'''
+FULL = '''
+import errno, os
+try:
+    os.posix_fallocate(os.open("/dev/shm/big", os.O_RDWR | os.O_CREAT), 0, 16 << 20)
+except OSError as error:
+    print(errno.errorcode[error.errno])
+'''
+SLOW = '''
+import time
+begin, used = time.monotonic(), time.process_time()
+while time.process_time() - used < 0.06: pass
+print(time.monotonic() - begin > 0.12)
+'''
+ASKED = {
+    **{f"{name} namespace": lambda name=name: namespace(name) for name in nsmagic.spec.NAMESPACES},
+    "all namespaces": lambda: printed("import os; print(os.uname().nodename)", "here", hostname="here"),
+    "working directory": lambda: printed("import os; print(os.getcwd())", os.path.realpath(".")),
+    "copy-on-write": lambda: folder("open('{}/new', 'w').close(); print(1)", "1", ["old", "old/a"], workdir="{}"),
+    "replaced folders": lambda: folder(
+        "import os; os.remove('old/a'); os.rmdir('old'); os.mkdir('old'); print(os.listdir('old'))", "[]",
+        ["old", "old/a"], bind="{0}:{0}:cow", workdir="{}"),
+    "private /tmp": hidden,
+    "root's folders": lambda: folder(
+        "import os; os.remove('{}/old/a'); print(os.path.exists('{0}/old/a'))", "False", ["old"], bind="{}:rw"),
+    "system-call filter": lambda: printed("import ctypes; print(ctypes.CDLL(None).unshare(0))", "-1"),
+    "no capabilities": lambda: printed(
+        "print(open('/proc/self/status').read().split('CapPrm:')[1].split()[0])", "0" * 16),
+    "--mem": lambda: nsmagic.run("bytearray(200 << 20)[::4096]", mem="48M").outcome == "out-of-memory",
+    "--swap": lambda: printed("print(1)", "1", mem="48M", swap="48M"),
+    "--cpus": lambda: printed(SLOW, "True", cpus=0.1),
+    "--pids": lambda: printed(FORKS, "11", pids=6),
+    "--disk": lambda: printed(FULL, "ENOSPC", disk="3M"),
+    "--net none": lambda: answers("none"),
+    "--net host": lambda: answers("host"),
+    "accounting": lambda: nsmagic.run("pass").usage.pids_peak is not None,
+}
+found = []
+for row in host.examine():
+    if row.feature in ASKED:
+        try:
+            then = "works" if ASKED[row.feature]() else "weaker"
+        except (nsmagic.HostError, nsmagic.StartError) as error:
+            then = "missing"
+        except nsmagic.RunError as error:
+            then = f"fails: {error}"
+        found.append([*row, then])
+print(json.dumps(found))
+"""
+
+# Docker's way of refusing: a filter that lives on in every child. argv: [[number, errno, argument mask], …]
+FILTER = """
+import ctypes, json, struct, sys
+rules = json.loads(sys.argv.pop(1))
+program = []
+for number, errno, mask in rules:
+    refuse = (0x06, 0, 0, 0x00050000 | errno)
+    test = [(0x20, 0, 0, 16), (0x45, 0, 1, mask)] if mask else []
+    program += [(0x20, 0, 0, 0), (0x15, 0, len(test) + 1, number), *test, refuse]
+program.append((0x06, 0, 0, 0x7FFF0000))
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, ctypes.addressof(header), 0, 0) == 0, ctypes.get_errno()
+"""
+ON_ARM = platform.machine() == "aarch64"
+NUMBERS = {
+    "clone": 220 if ON_ARM else 56, "mount": 40 if ON_ARM else 165, "pivot_root": 41 if ON_ARM else 155,
+    "unshare": 97 if ON_ARM else 272, "open_tree": 428, "fsopen": 430, "clone3": 435, "close_range": 436,
+    "mount_setattr": 442,
+}  # fmt: skip
+EPERM, EAGAIN, ENOSPC, ENOSYS, CLONE_NEWUSER = 1, 11, 28, 38, 0x10000000
+
+
+def python(before: list[str], code: str, *words: str) -> Any:
+    """What a script printed last, as JSON; skip where this host cannot be made into that one."""
+    if before and shutil.which(before[0]) is None:
+        pytest.skip(f"{before[0]} is not installed (Debian packages: bubblewrap, util-linux)")
+    trial = subprocess.run([*before, "true"], capture_output=True, text=True, timeout=30)
+    if trial.returncode:
+        pytest.skip(f"{' '.join(before)} does not work here: {trial.stderr.strip()}")
+    environment = {**os.environ, "PYTHONPATH": HOME}
+    command = [*before, sys.executable, "-c", code, *words]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def run(before: list[str], **options: Any) -> dict[str, Any]:
+    return python(before, RUN, json.dumps(options))
+
+
+def run_filtered(rules: list[tuple[str, int, int]], before: list[str] | None = None) -> dict[str, Any]:
+    numbered = [(NUMBERS[call], errno, mask) for call, errno, mask in rules]
+    return python(before or [], FILTER + RUN, json.dumps(numbered), json.dumps({"workdir": "/"}))
+
+
+# ---- What the doctor says is what happens -------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_every_row_agrees_with_what_happens(name: str) -> None:
+    rows = python(HOSTS[name], AGREE)
+    assert len(rows) >= len(NAMESPACES) + 13
+    wrong = [row for row in rows if row[1] != row[-1]]
+    assert not wrong
+    assert all(remedy for _, status, _, remedy, _ in rows if status == "missing")
+
+
+def statuses(name: str) -> dict[str, str]:
+    code = "import json; from nsmagic import host; print(json.dumps([row[:2] for row in host.examine()]))"
+    return dict(python(HOSTS[name], code))
+
+
+def test_missing_limits_are_seen() -> None:
+    found = statuses("an ordinary user, cgroups read-only")
+    assert {found[limit] for limit in ("--mem", "--cpus")} == {"missing"}
+    assert found["--disk"] == "works"
+    # The kernel exempts root from RLIMIT_NPROC, by whatever uid it goes in a user namespace.
+    assert found["--pids"] == ("weaker" if os.geteuid() == 0 else "works")
+    assert found["accounting"] == "weaker"
+
+
+def test_missing_user_namespaces_are_seen() -> None:
+    found = statuses("no more user namespaces")
+    assert {found[f"{name} namespace"] for name in NAMESPACES} == {"missing"}
+    assert found["launcher"] == "works"
+
+
+def test_a_covered_proc_costs_only_what_needs_a_fresh_one() -> None:
+    found = statuses("covered /proc")
+    assert found["all namespaces"] == "missing"
+    assert found["uts namespace"] == "works"
+
+
+def test_a_kernel_that_is_too_old_is_one_row() -> None:
+    code = "import json; from nsmagic import host; print(json.dumps(host.examine()))"
+    rows = python(["setarch", platform.machine(), "--uname-2.6"], code)
+    assert [row[1] for row in rows] == ["missing"]
+    assert "5.12" in rows[0][3]
+
+
+def test_the_doctor_leaves_nothing_behind() -> None:
+    code = """
+import json, os, tempfile
+from nsmagic import container, host, standbys
+with tempfile.TemporaryDirectory() as place:
+    tempfile.tempdir = place
+    os.chdir(place)
+    host.examine()
+    print(json.dumps([os.listdir(place), len(container.live), len(standbys.current()._waiting)]))
+"""
+    assert python([], code) == [[], 0, 0]
+
+
+# ---- Remedies, for failures that really happened -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "words"),
+    [
+        ("no more user namespaces", "clone3", "user.max_user_namespaces"),
+        ("user.max_user_namespaces = 0", "clone3", "sysctl -w user.max_user_namespaces=10000"),
+        ("root of a user namespace", "uid_map", "run it as an ordinary user"),
+        ("root without capabilities", "open_tree", "SYS_ADMIN"),
+        ("covered /proc", 'fsmount("proc"', "systempaths=unconfined"),
+    ],
+)
+def test_a_host_that_refuses_is_told_what_to_change(name: str, call: str, words: str) -> None:
+    found = run(HOSTS[name])
+    assert found["error"] == "StartError"
+    assert call in found["call"]
+    assert words in found["remedy"]
+
+
+@pytest.mark.parametrize("kind", ["net", "pid", "mnt", "uts", "ipc", "cgroup", "time"])
+def test_each_limit_on_namespaces_is_named(kind: str) -> None:
+    # The limit is set in the user namespace around, and the doctor's words come from below it.
+    zero = f'echo 0 > /proc/sys/user/max_{kind}_namespaces && exec "$@"'
+    before = [*OWN_ROOT, "sh", "-c", zero, "sh"]
+    bwrap = [] if kind == "mnt" else ORDINARY  # bubblewrap takes a mount namespace itself
+    name = {"mnt": "mount"}.get(kind, kind)
+    options = {"net": "host"} if name != "net" else {}
+    found = run([*before, *bwrap], ns=name, workdir="/", **options)
+    assert found["errno"] == ENOSPC
+    assert f"user.max_{kind}_namespaces" in found["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("refused", "call", "words"),
+    [
+        ([("clone3", ENOSYS, 0), ("clone", EPERM, CLONE_NEWUSER)], "clone(", "seccomp=unconfined"),
+        ([("unshare", EPERM, 0)], "unshare(CLONE_NEWCGROUP)", "seccomp=unconfined"),
+        ([("mount", EPERM, 0)], "mount(", "seccomp=unconfined"),
+        ([("open_tree", ENOSYS, 0)], "open_tree(", "Linux 5.2"),
+        ([("fsopen", ENOSYS, 0)], "fsopen(", "Linux 5.2"),
+        ([("close_range", ENOSYS, 0)], "close_range(", "Linux 5.9"),
+        ([("mount_setattr", ENOSYS, 0)], "mount_setattr(", "Linux 5.12"),
+    ],
+)
+def test_a_refused_call_is_told_with_its_remedy(
+    refused: list[tuple[str, int, int]], call: str, words: str
+) -> None:
+    found = run_filtered(refused, READ_ONLY)
+    assert found["error"] == "StartError"
+    assert found["call"].startswith(call)
+    assert words in found["remedy"]
+    assert "unconfined" in found["remedy"]
+
+
+def test_without_clone3_and_pivot_root_it_still_runs() -> None:
+    found = run_filtered([("clone3", ENOSYS, 0), ("pivot_root", EPERM, 0)], READ_ONLY)
+    assert found["error"] == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"disk": 1}, "more with --disk"),
+        ({"bind": "/etc/hostname:/usr/there"}, "/usr/there would lie in a folder that is read-only"),
+        ({"bind": "/etc/hostname:/tmp"}, "/tmp is no place for it"),
+        ({"bind": "/etc:/etc/passwd/x"}, "/etc/passwd/x is no place for it"),
+        ({"workdir": "/proc/sys"}, "another folder with -w"),
+        ({"bind": "/dev:/mnt:cow"}, "mounts below it (/dev/"),
+    ],
+)
+def test_a_spec_that_cannot_be_built_is_told_what_to_change(options: dict[str, Any], words: str) -> None:
+    found = run(ORDINARY, **options)
+    assert found["error"] == "StartError"
+    assert words in found["remedy"]
+
+
+def test_a_folder_that_may_not_be_entered_is_named() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        closed = "/root"
+        if os.geteuid() == 0:
+            closed = f"{place}/closed"
+            Path(closed).mkdir(mode=0o700)
+            os.chown(closed, 12345, 12345)
+        elif os.access(closed, os.X_OK):
+            pytest.skip("/root is open to everybody on this host")
+        found = run(ORDINARY, ns="uts", workdir=closed)
+    assert found["error"] == "StartError"
+    assert f"may not enter {closed}" in found["remedy"]
+
+
+def test_too_few_open_files_are_told() -> None:
+    found = run([*OWN_ROOT, "prlimit", "--nofile=40:40"])
+    assert "ulimit -n" in found["remedy"]
+
+
+def test_a_hard_limit_below_pids_is_told() -> None:
+    found = run([*READ_ONLY, "prlimit", "--nproc=100:100"], pids=200)
+    assert found["call"].startswith("setrlimit")
+    assert "ask for fewer with --pids" in found["remedy"]
+    assert run([*READ_ONLY, "prlimit", "--nproc=100:100"], pids=50)["outcome"] == "exited"
+
+
+FULL_HOUSE = """
+import json, os, resource, sys
+import nsmagic
+from nsmagic.launcher import client
+client.start().wait_ready()
+{shut}
+try:
+    found = nsmagic.run("pass").describe()
+except nsmagic.StartError as error:
+    found = [error.call.partition("(")[0], error.errno, error.remedy]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.ordinary_user
+@pytest.mark.skipif(os.geteuid() == 0, reason="the kernel exempts root from RLIMIT_NPROC")
+def test_too_many_processes_of_a_user_are_told() -> None:
+    shut = "resource.prlimit(client.start().pid, resource.RLIMIT_NPROC, (1, 1))"
+    call, errno, remedy = python([], FULL_HOUSE.format(shut=shut))
+    assert (call, errno) == ("clone3", EAGAIN)
+    assert "ulimit -u" in remedy
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a group for the launcher here")
+def test_too_many_processes_of_a_group_are_told() -> None:
+    own = cgroups.own_groups().get("pids")
+    if own is None:
+        pytest.skip("the pids controller is not in a cgroup v1 hierarchy here")
+    place = Path(own.directory, f"nsmagic-test-{os.getpid()}")
+    place.mkdir()
+    try:
+        Path(place, "pids.max").write_text("1")
+        shut = f"open('{place}/cgroup.procs', 'w').write(str(client.start().pid))"
+        call, errno, remedy = python([], FULL_HOUSE.format(shut=shut))
+    finally:
+        place.rmdir()
+    assert (call, errno) == ("clone3", EAGAIN)
+    assert "Too many processes" in remedy
+
+
+@pytest.mark.parametrize("call", ["", "(", "open_tree", 'clone3("', "fsconfig(\0)", "setrlimit(resource=6, …)"])
+@pytest.mark.parametrize("errno", [0, -1, 1, 2, 13, 16, 22, 28, 38, 10**9])
+def test_there_is_always_a_remedy_and_never_an_exception(call: str, errno: int) -> None:
+    for step in ("", "sources", "mount", "userns", "cgroup", "no such step"):
+        text = host.remedy_for(Step(step, call, -1, errno, 0.0, 0.0))
+        assert text
+        assert "\n" not in text
+
+
+def test_the_journal_names_the_folder_of_an_overlay() -> None:
+    moved = Step("mount", 'move_mount(tree of "/proc/sys", "/tmp/lower3")', 0, 0, 0.0, 0.0)
+    failed = Step("mount", 'fsconfig("overlay", FSCONFIG_CMD_CREATE)', -1, 22, 0.0, 0.0)
+    assert host.remedy_for(failed, [moved, failed]).startswith("/proc/sys (on proc) cannot")
+
+
+# ---- How it looks ---------------------------------------------------------------------------------
+
+ROWS = (
+    Finding("kernel", "works", "Linux <b>7</b>"),
+    Finding("--mem", "works", "cgroup v2 memory.max: stopped"),
+    Finding("--cpus", "missing", "no\nway " + "far " * 60, 'say "please" & <wait>'),
+    Finding("--swap", "missing", "no way", 'say "please" & <wait>'),
+    Finding("--pids", "weaker", "RLIMIT_NPROC: almost", "hope"),
+)
+
+
+def test_text_is_an_aligned_table_and_says_what_limits_use() -> None:
+    lines = host.render_text(ROWS).splitlines()
+    assert lines[0].index("Linux") == lines[1].index("cgroup")
+    assert max(map(len, lines)) <= 110
+    assert [line[0] for line in lines if line[0:1] in {"✓", "~", "✗"}] == ["✓", "✓", "✗", "✗", "~"]
+    assert "To mend --cpus, --swap:" in lines
+    assert lines[-5:] == [
+        "--mem uses cgroup v2 memory.max",
+        "--cpus uses nothing: it cannot be enforced here",
+        "--pids uses RLIMIT_NPROC",
+        "--net uses nothing: it cannot be enforced here",
+        "--disk uses nothing: it cannot be enforced here",
+    ]
+
+
+def test_html_escapes_everything() -> None:
+    page = host.render_html(ROWS)
+    assert "Linux &lt;b&gt;7&lt;/b&gt;" in page
+    assert "&quot;please&quot; &amp; &lt;wait&gt;" in page
+    assert "<b>" not in page
+    assert "class=" not in page
+    assert "<style" not in page
+
+
+def test_json_holds_every_row() -> None:
+    data = json.loads(json.dumps(host.to_json(ROWS)))
+    assert [row["feature"] for row in data["findings"]] == [row.feature for row in ROWS]
+    assert set(data["findings"][0]) == {"feature", "status", "detail", "remedy"}
+    assert data["uses"]["--mem"] == "cgroup v2 memory.max"
+
+
+def test_nothing_to_show_is_shown_too() -> None:
+    assert "cannot be enforced" in host.render_text(())
+    assert "cannot be enforced" in host.render_html(())

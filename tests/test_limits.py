@@ -1,0 +1,383 @@
+"""Every limit: that it holds, that it is said, and that the host's side survives."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import nsmagic
+from nsmagic import HostError, cgroups
+from nsmagic.cgroups import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+HOG = "hog = bytearray({size})\nfor at in range(0, len(hog), 4096): hog[at] = 1\nprint('survived')"
+
+
+def host_lacks(**limits: Any) -> tuple[cgroups.Missing, ...]:
+    """What of these limits no mechanism of this host can enforce."""
+    return min((mechanism.missing(Limits(**limits)) for mechanism in cgroups.mechanisms()), key=len)
+
+
+def need(**limits: Any) -> None:
+    """Skip where the host cannot enforce these limits."""
+    if missing := host_lacks(**limits):
+        pytest.skip("host: " + "; ".join(f"no {each.what} limit: {each.reason}" for each in missing))
+
+
+def test_memory_limit_ends_a_hog_and_says_why() -> None:
+    need(mem=64 << 20)
+    result = nsmagic.run(HOG.format(size=256 << 20), mem="64M")
+    assert result.outcome == "out-of-memory"
+    assert result.exit_status is None
+    assert "64 MiB" in result.detail
+    assert "peak" in result.detail
+    assert result.usage.oom_kills
+    assert result.usage.memory_peak is not None
+    assert (48 << 20) < result.usage.memory_peak <= (64 << 20)
+    assert "survived" not in result.stdout
+
+
+def test_memory_below_the_limit_is_no_failure_and_is_measured() -> None:
+    need(mem=128 << 20)
+    result = nsmagic.run(HOG.format(size=40 << 20), mem="128M").check()
+    assert result.stdout == "survived\n"
+    assert result.usage.memory_peak is not None
+    assert (40 << 20) <= result.usage.memory_peak <= (128 << 20)
+
+
+def test_what_was_printed_before_running_out_of_memory_is_kept() -> None:
+    need(mem=64 << 20)
+    result = nsmagic.run("print('first', flush=True)\n" + HOG.format(size=256 << 20), mem="64M")
+    assert (result.outcome, result.stdout) == ("out-of-memory", "first\n")
+
+
+def test_a_grandchild_that_runs_out_of_memory_is_told_apart() -> None:
+    need(mem=64 << 20)
+    code = f"""
+import subprocess, sys
+done = subprocess.run([sys.executable, "-Ic", {HOG.format(size=256 << 20)!r}])
+print(done.returncode)
+"""
+    result = nsmagic.run(code, mem="64M")
+    # The cell itself may have been spared or not, but nobody may call that a plain success without a word.
+    assert result.usage.oom_kills
+    assert result.outcome in {"out-of-memory", "exited"}
+    if result.outcome == "exited":
+        assert result.stdout == "-9\n"
+
+
+@pytest.mark.parametrize("place", ["/tmp/f", "/dev/shm/f", "f"])
+def test_files_count_against_memory(place: str) -> None:
+    need(mem=64 << 20)
+    code = f"with open({place!r}, 'wb') as f:\n for _ in range(256): f.write(bytes(1 << 20)); f.flush()"
+    result = nsmagic.run(code, mem="64M", disk="1G")
+    assert result.outcome == "out-of-memory", result.describe()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nfd = os.memfd_create('x')\nwhile True: os.write(fd, bytes(1 << 20))",
+        "import mmap\nm = mmap.mmap(-1, 512 << 20)\nfor at in range(0, len(m), 4096): m[at] = 1",
+        "import socket\nkeep = []\nwhile True:\n a, b = socket.socketpair()\n a.setblocking(False)\n keep += [a, b]\n"
+        " try:\n  while True: a.send(bytes(1 << 16))\n except BlockingIOError: pass\n if len(keep) > 900: break\n"
+        "hog = b'x' * (512 << 20)",
+    ],
+    ids=["memfd", "shared-anonymous", "socket-buffers"],
+)
+def test_other_kinds_of_memory_count_too(code: str) -> None:
+    need(mem=64 << 20)
+    assert nsmagic.run(code, mem="64M").outcome == "out-of-memory"
+
+
+def test_a_fork_bomb_with_a_memory_limit_only_ends() -> None:
+    need(mem=64 << 20, pids=4000)
+    code = "import os\nwhile True:\n try: os.fork()\n except OSError: pass"
+    result = nsmagic.run(code, mem="64M", pids=4000, timeout=3)
+    assert result.outcome in {"out-of-memory", "timeout"}
+    assert nsmagic.run("print('next')").stdout == "next\n"
+
+
+def test_swap_is_limited_with_memory() -> None:
+    need(mem=64 << 20)
+    result = nsmagic.run("pass", mem="64M").check()
+    assert {"mem", "swap"} <= set(result.isolation.limits)
+
+
+def test_cpus_hold_a_spinning_cell_near_its_share() -> None:
+    need(cpus=0.2)
+    code = "import time\nend = time.monotonic() + 0.8\nwhile time.monotonic() < end: pass"
+    result = nsmagic.run(code, cpus=0.2).check()
+    assert result.usage.cpu_user is not None
+    assert result.usage.cpu_system is not None
+    used = result.usage.cpu_user + result.usage.cpu_system
+    # A share of 0.2 for 0.8 s is 0.16 s; one period more may be used before the first throttling.
+    assert used < 0.4, used
+    assert result.isolation.limits["cpus"]
+
+
+def test_cpus_hold_several_processes_together() -> None:
+    need(cpus=0.2)
+    code = (
+        "import os, time\nend = time.monotonic() + 0.8\nos.fork(); os.fork()\n"
+        "while time.monotonic() < end: pass\nos._exit(0)"
+    )
+    result = nsmagic.run(code, cpus=0.2)
+    assert (result.usage.cpu_user or 0) + (result.usage.cpu_system or 0) < 0.4
+
+
+FORKS = """
+import os, signal
+made = 0
+try:
+    while made < 100:
+        if os.fork() == 0:
+            signal.pause()
+        made += 1
+finally:
+    print(made, flush=True)
+"""
+
+
+def test_pids_are_limited_to_what_was_asked() -> None:
+    result = nsmagic.run(FORKS, pids=16)
+    assert not result.ok
+    made = int(result.stdout)
+    # The cell itself is one of them.
+    assert made == 15, made
+    assert "BlockingIOError" in result.stderr
+
+
+@pytest.mark.parametrize("marked", [pytest.param(None, marks=pytest.mark.cgroup_v1)])
+def test_a_refused_fork_is_the_outcome(marked: None) -> None:
+    result = nsmagic.run(FORKS, pids=16)
+    assert result.outcome == "pids-limit"
+    assert "16" in result.detail
+    assert "--pids" in result.detail
+    assert result.usage.pids_refused
+    assert result.usage.pids_peak == 17  # init is one more
+
+
+def test_threads_count_as_pids() -> None:
+    code = """
+import threading
+stop = threading.Event()
+made = 0
+try:
+    for _ in range(100):
+        threading.Thread(target=stop.wait, daemon=True).start()
+        made += 1
+except RuntimeError:
+    pass
+print(made)
+stop.set()
+"""
+    assert int(nsmagic.run(code, pids=16).stdout) == 15
+
+
+def test_a_fork_bomb_leaves_the_next_run_alone() -> None:
+    code = "import os\nwhile True:\n try: os.fork()\n except OSError: pass"
+    result = nsmagic.run(code, pids=32, timeout=0.5)
+    assert result.outcome == "timeout"
+    assert nsmagic.run("print('next')").stdout == "next\n"
+
+
+def test_two_containers_do_not_share_a_pids_limit(keep: Any) -> None:
+    first = keep(pids=16)
+    code = "import os, signal\nfor _ in range(10):\n if os.fork() == 0: signal.pause()\nprint('made')"
+    assert first.run(code).stdout == "made\n"
+    assert nsmagic.run(FORKS.replace("made < 100", "made < 12"), pids=16).stdout == "12\n"
+    # What the first job left running still counts for the second job of the same container.
+    assert not first.run(code).ok
+
+
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", "while True: pass", "import signal; signal.pause()"])
+def test_timeout(code: str) -> None:
+    began = time.monotonic()
+    result = nsmagic.run(f"print('begun', flush=True)\n{code}", timeout=0.2)
+    assert time.monotonic() - began < 2
+    assert (result.outcome, result.stdout) == ("timeout", "begun\n")
+    assert "200 ms" in result.detail
+    assert "--timeout" in result.detail
+    assert 0.2 <= result.usage.wall < 1
+
+
+def test_a_job_that_ends_in_time_is_not_touched_by_its_timeout() -> None:
+    assert nsmagic.run("print(1)", timeout=30).check().stdout == "1\n"
+
+
+def test_timeout_ends_what_the_job_started() -> None:
+    code = "import subprocess\nsubprocess.run(['sleep', '60'])"
+    assert nsmagic.run(code, timeout=0.2).outcome == "timeout"
+
+
+def test_a_timeout_is_of_one_job_not_of_the_container_that_runs_on(keep: Any) -> None:
+    container = keep()
+    assert container.run("print(1)", timeout=0.3).stdout == "1\n"
+    slow = container.run("import time; time.sleep(0.6); print(2)")
+    assert (slow.outcome, slow.stdout) == ("exited", "2\n")
+
+
+def test_output_limit_stops() -> None:
+    result = nsmagic.run("while True: print('x' * 99)", output_limit="10K")
+    assert result.outcome == "output-limit"
+    assert len(result.stdout_bytes) == 10 << 10
+    assert result.dropped > 0
+    assert "--output-limit" in result.detail
+
+
+def test_output_limit_drops() -> None:
+    result = nsmagic.run("for _ in range(1000): print('x' * 99)\nend = 1", output_limit="10K:drop", outputs=["end"])
+    assert result.ok
+    assert result.values == {"end": 1}
+    assert len(result.stdout_bytes) == 10 << 10
+    assert result.dropped == 100_000 - (10 << 10)
+
+
+def test_output_limit_counts_both_streams() -> None:
+    code = "import sys\nprint('a' * 6000, flush=True)\nprint('b' * 6000, file=sys.stderr, flush=True)\nend = 1"
+    result = nsmagic.run(code, output_limit="10K")
+    assert result.outcome == "output-limit"
+    assert len(result.stdout_bytes) + len(result.stderr_bytes) == 10 << 10
+
+
+def test_output_just_at_the_limit_is_no_failure() -> None:
+    result = nsmagic.run("print('x' * (10 * 1024 - 1))", output_limit="10K").check()
+    assert len(result.stdout_bytes) == 10 << 10
+    assert result.dropped == 0
+
+
+def test_the_default_output_limit_holds() -> None:
+    result = nsmagic.run(["sh", "-c", "yes"])
+    assert result.outcome == "output-limit"
+    assert len(result.stdout_bytes) == 16 << 20
+
+
+def test_disk_limit_is_an_error_inside() -> None:
+    code = """
+import errno
+try:
+    with open('f', 'wb') as f:
+        while True: f.write(bytes(1 << 16))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+    result = nsmagic.run(code, disk="2M").check()
+    assert result.stdout == "ENOSPC\n"
+    assert result.usage.written is not None
+    assert result.usage.written <= 2 << 20
+
+
+def test_the_disk_limit_is_one_for_all_folders() -> None:
+    code = """
+import os
+written = 0
+for folder in ('.', '/tmp', '/dev/shm', os.environ['HOME']):
+    try:
+        with open(folder + '/f', 'wb', buffering=0) as f:
+            while True: written += f.write(bytes(1 << 16))
+    except OSError:
+        pass
+print(written)
+"""
+    assert 1 << 20 < int(nsmagic.run(code, disk="2M").check().stdout) <= 2 << 20
+
+
+def test_files_are_limited_in_number() -> None:
+    code = """
+import errno
+made = 0
+try:
+    while made < 20000:
+        open(f'/tmp/{made}', 'w').close()
+        made += 1
+except OSError as error:
+    print(errno.errorcode[error.errno], made)
+"""
+    word, made = nsmagic.run(code, disk="2M").check().stdout.split()
+    assert word == "ENOSPC"
+    assert int(made) < 4100
+
+
+def test_a_sparse_file_costs_nothing_and_harms_nobody() -> None:
+    code = "import os\nos.truncate(os.open('f', os.O_CREAT | os.O_RDWR), 1 << 40)\nprint(os.stat('f').st_blocks)"
+    assert nsmagic.run(code, disk="2M").check().stdout == "0\n"
+
+
+def test_no_core_dumps_and_no_way_to_raise_a_limit() -> None:
+    code = """
+import resource
+print(resource.getrlimit(resource.RLIMIT_CORE))
+try:
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+except (OSError, ValueError) as error:
+    print('refused')
+"""
+    assert nsmagic.run(code).check().stdout == "(0, 0)\nrefused\n"
+
+
+# ---- hosts that cannot ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("option", "value"), [("mem", "64M"), ("cpus", 0.5), ("swap", "1M")])
+def test_a_limit_that_cannot_be_enforced_starts_nothing(
+    option: str, value: object, children_of: Callable[[int], set[int]]
+) -> None:
+    limit = {"mem": 64 << 20} if option == "mem" else {option: 0.5 if option == "cpus" else 1 << 20}
+    if not host_lacks(**limit):
+        pytest.skip(f"host: can enforce --{option}")
+    with pytest.raises(HostError) as error:
+        nsmagic.run("print(1)", **{option: value})  # type: ignore[arg-type]
+    assert f"--{option}" in error.value.feature
+    assert error.value.remedy
+    assert "--best-effort" in error.value.remedy
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("option", "value"), [("mem", "256M"), ("cpus", 0.5)])
+def test_best_effort_runs_and_says_what_is_missing(option: str, value: object) -> None:
+    if not host_lacks(**{option: 256 << 20 if option == "mem" else 0.5}):
+        pytest.skip(f"host: can enforce --{option}")
+    result = nsmagic.run("print(1)", best_effort=True, **{option: value}).check()  # type: ignore[arg-type]
+    assert result.stdout == "1\n"
+    assert result.isolation.missing[option]
+    assert option not in result.isolation.limits or "watchdog" in result.isolation.limits[option]
+
+
+def test_best_effort_memory_still_ends_a_hog() -> None:
+    if not host_lacks(mem=64 << 20):
+        pytest.skip("host: can enforce --mem")
+    result = nsmagic.run(HOG.format(size=1 << 30), mem="128M", best_effort=True, timeout=20)
+    assert not result.ok
+    assert "survived" not in result.stdout
+
+
+def test_best_effort_misses_nothing_where_all_can_be_enforced() -> None:
+    need(mem=64 << 20, cpus=0.5)
+    assert not nsmagic.run("pass", mem="64M", cpus=0.5, best_effort=True).check().isolation.missing
+
+
+def test_limits_in_force_are_said() -> None:
+    result = nsmagic.run("pass", pids=77).check()
+    assert "78" in result.isolation.limits["pids"]  # and one for init
+    assert set(result.isolation.limits) >= {"pids", "disk"}
+
+
+def test_a_container_is_below_the_group_of_its_owner(keep: Any) -> None:
+    own = cgroups.own_groups()
+    kept = keep()
+    kept.run("pass").check()
+    lines = Path(f"/proc/{kept.container.init_pid}/cgroup").read_text().splitlines()
+    groups = {line.split(":")[1]: line.split(":", 2)[2] for line in lines}
+    for names, path in groups.items():
+        for name in names.split(","):
+            if name in own:
+                assert f"{path}/".startswith(f"{own[name].path.rstrip('/')}/"), (name, path)
