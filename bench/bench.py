@@ -51,9 +51,10 @@ def bubblewrap() -> None:
     binds = [word for prefix in prefixes for word in ("--ro-bind", prefix, prefix)]
     subprocess.run(
         [
-            "bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin",
-            "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev",
-            "--tmpfs", "/tmp", *binds, sys.executable, "-c", HELLO,
+            "bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/usr", "/usr",
+            "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64",
+            "--proc", "/proc", "--dev", "/dev",
+            *binds, sys.executable, "-c", HELLO,
         ],
         check=True,
         stdout=subprocess.PIPE,
@@ -62,7 +63,9 @@ def bubblewrap() -> None:
 
 def command_line() -> None:
     """``nsmagic run -c``: starts owner, launcher and container for one job."""
-    subprocess.run([sys.executable, "-m", "nsmagic.cli", "run", "-c", HELLO], check=True, stdout=subprocess.PIPE)
+    subprocess.run(
+        [sys.executable, "-m", "nsmagic.cli", "run", "-c", HELLO], check=True, stdout=subprocess.PIPE
+    )
 
 
 def bare_pipe() -> None:
@@ -77,7 +80,7 @@ def contained_pipe() -> None:
 
 
 def measure(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, all run in turn in every round; one round more goes first and does not count."""
+    """Median seconds of each, all run in turn in every round; a first round does not count."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, run in contenders.items():
@@ -128,7 +131,11 @@ def main() -> None:
     if shutil.which("bwrap"):
         contenders["bubblewrap + python"] = bubblewrap
     show('`print("hi")`', measure(contenders, rounds), "python -c")
-    show("100 MB of output", measure({"bare pipe": bare_pipe, "nsmagic.run": contained_pipe}, max(rounds // 4, 3)), "bare pipe")
+    show(
+        "100 MB of output",
+        measure({"bare pipe": bare_pipe, "nsmagic.run": contained_pipe}, max(rounds // 4, 3)),
+        "bare pipe",
+    )
     print(f"\nback to back: {back_to_back(3.0):.0f} containers a second")
     standbys.current().stop()
 

@@ -1,8 +1,8 @@
-"""Run notebook code in containers: fresh namespaces and cgroups, copy-on-write files, no root needed.
+r"""Run notebook code in containers: fresh namespaces and cgroups, copy-on-write files, no root needed.
 
 >>> import nsmagic
 >>> nsmagic.run("print('hi')", mem="128M").check().stdout
-'hi\\n'
+'hi\n'
 
 Importing costs milliseconds and starts nothing.
 """

@@ -10,7 +10,7 @@ from nsmagic.container import Container
 from nsmagic.errors import SpecError
 from nsmagic.launcher import client
 from nsmagic.plan import require_linux
-from nsmagic.spec import Bind, ContainerSpec, JobSpec
+from nsmagic.spec import Bind, ContainerSpec, JobSpec, Network
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,13 +32,17 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
     workdir = filesystem.resolve_workdir("--workdir", given.get("workdir", base))
     binds = tuple(filesystem.resolve_bind("--bind", bind, base) for bind in given.get("bind", ()))
     namespaces = given.get("ns")
-    net = given.get("net")
+    net: Network | None = given.get("net")
     if namespaces is None:
         # A host's network means no network namespace; whoever names namespaces says both himself.
         namespaces = ContainerSpec().namespaces - ({"net"} if net == "host" else set())
     if net is None:
         net = "none" if "net" in namespaces else "host"
-    plain = {name: given[name] for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "user", "best_effort") if name in given}
+    plain = {
+        name: given[name]
+        for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "user", "best_effort")
+        if name in given
+    }
     return ContainerSpec(namespaces=namespaces, net=net, binds=binds, workdir=workdir, **plain)
 
 
@@ -79,7 +83,7 @@ def run_job(
 
 
 def run_once(container: ContainerSpec, job: JobSpec, *, sink: Sink, stdin: int | None) -> Result:
-    """Run a script or program in a container, for a process that will run no other: no standby is built behind it."""
+    """Run a script or program in a container, for a process that will run no other: no standby follows."""
     require_linux()
     client.expect_no_cells()
     return Container(container, keep=False).start().run(job, sink=sink, stdin=stdin)

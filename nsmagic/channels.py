@@ -95,10 +95,17 @@ def make() -> tuple[Channels, list[int]]:
         # A larger pipe saves wake-ups; the kernel may refuse it to a user who has many (EPERM).
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, _F_SETPIPE_SZ, PIPE_BYTES)
-        os.set_blocking(pipe, False)  # noqa: FBT003 - the library's signature
+        os.set_blocking(pipe, False)
     control.setblocking(False)  # noqa: FBT003 - likewise
     report.setblocking(False)  # noqa: FBT003 - likewise
     channels = Channels(control, report, lifeline, stdin, stdout, stderr)
     client.owned.update({control.fileno(), report.fileno(), lifeline, stdin, stdout, stderr})
-    theirs = [their_control.detach(), their_report.detach(), their_lifeline, their_stdin, their_stdout, their_stderr]
+    theirs = [
+        their_control.detach(),
+        their_report.detach(),
+        their_lifeline,
+        their_stdin,
+        their_stdout,
+        their_stderr,
+    ]
     return channels, theirs

@@ -120,7 +120,9 @@ def _job(given: dict[str, Any], words: list[str], *, separated: bool) -> dict[st
     try:
         code = path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise SpecError(words[0], f"is not UTF-8 text (byte {error.start}); a program goes behind --") from None
+        raise SpecError(
+            words[0], f"is not UTF-8 text (byte {error.start}); a program goes behind --"
+        ) from None
     except OSError as error:
         raise SpecError(words[0], f"cannot be read: {error.strerror}") from None
     if "\0" in code:
@@ -149,7 +151,9 @@ def _run(arguments: list[str]) -> int:
     from nsmagic import api, views  # noqa: PLC0415 - bad options need not wait for these
 
     given, words = options.parse(arguments, options.COMMAND_SCOPES)
-    separated = "--" in arguments and arguments[len(arguments) - len(words) - 1 : len(arguments) - len(words)] == ["--"]
+    separated = "--" in arguments and arguments[
+        len(arguments) - len(words) - 1 : len(arguments) - len(words)
+    ] == ["--"]
     job = api.job_spec(given, **_job(given, words, separated=separated))
     report = given.get("report")
     if report is not None and not Path(report).resolve().parent.is_dir():
@@ -162,7 +166,9 @@ def _run(arguments: list[str]) -> int:
         if text:
             sys.stderr.write(f"nsmagic: {text}\n")
     if result.dropped and result.outcome != "output-limit":
-        sys.stderr.write(f"nsmagic: {result.dropped} bytes of output over the limit were dropped (--output-limit)\n")
+        sys.stderr.write(
+            f"nsmagic: {result.dropped} bytes of output over the limit were dropped (--output-limit)\n"
+        )
     plain = result.outcome == "exited" and not result.detail.startswith("the program could not")
     if not plain:
         sys.stderr.write(f"nsmagic: {result.describe()}\n")
@@ -225,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.get(words[0])
         if command is None:
             near = options.nearest(words[0], commands)
-            raise SpecError(words[0], f"there is no such command{near}; see nsmagic --help")  # noqa: TRY301 - one place says it
+            raise SpecError(words[0], f"there is no such command{near}; see nsmagic --help")
         return command(words[1:])
     except SpecError as error:
         sys.stderr.write(f"nsmagic: {error}\n")

@@ -1,4 +1,4 @@
-"""Container: start, feed, stream, wait, stop.  Every run goes through here: magics, command line, API, kernel."""
+"""Container: start, feed, stream, wait, stop.  Every run goes through here, whoever asked for it."""
 
 from __future__ import annotations
 
@@ -245,7 +245,9 @@ class Container:
         message = self._message(job, variables or {}, can_ask=can_ask)
         with self._lock:
             if self._channels is None or self._stopping:
-                raise StoppedError(f"this container takes no more jobs: {self._ended or 'it was not started'}")
+                raise StoppedError(
+                    f"this container takes no more jobs: {self._ended or 'it was not started'}"
+                )
             live[self.number] = self
             collector = Collector()
             memory = self._watchdog()
@@ -256,7 +258,12 @@ class Container:
                 ending = run.run(ready=self._take_ready())
                 if ending.why == "failed":
                     raise self._start_error()
-                if ending.why == "exited" and not self._ready and not self._stopping and self._report.exit is None:
+                if (
+                    ending.why == "exited"
+                    and not self._ready
+                    and not self._stopping
+                    and self._report.exit is None
+                ):
                     raise self._lost()
                 self._ready = True
                 return self._result(job, ending, collector)
@@ -318,7 +325,11 @@ class Container:
     def _watchdog(self) -> Callable[[], bool] | None:
         """Where no group limits memory: look at it now and then."""
         group, limit = self._group, self.spec.mem
-        if limit is None or group is None or not any(each.what == "mem" for each in self._plan.choice.missing):
+        if (
+            limit is None
+            or group is None
+            or not any(each.what == "mem" for each in self._plan.choice.missing)
+        ):
             return None
 
         def passed() -> bool:
@@ -379,7 +390,11 @@ class Container:
 
     def _usage(self, ending: Ending, now: cgroups.Usage) -> Usage:
         before, exited = self._seen, self._report.exit
-        user, system, peak = _since(now.cpu_user, before.cpu_user), _since(now.cpu_system, before.cpu_system), now.memory_peak
+        user, system, peak = (
+            _since(now.cpu_user, before.cpu_user),
+            _since(now.cpu_system, before.cpu_system),
+            now.memory_peak,
+        )
         if user is None and exited is not None:
             user, system, peak = exited.cpu_user, exited.cpu_system, peak or exited.memory_peak
         written = None
@@ -406,7 +421,9 @@ class Container:
         for step in self._report.steps:
             if step.errno and "MOUNT_ATTR_IDMAP" in step.call:
                 path = step.call.split('"')[1]
-                notes.append(f"{path}: files of its owner are not writable inside ({step.failure}: its file system)")
+                notes.append(
+                    f"{path}: files of its owner are not writable inside ({step.failure}: its file system)"
+                )
         deaths = client.take_deaths()
         notes += [f"the launcher {death}; it was started again" for death in deaths]
         return Isolation(
@@ -461,4 +478,3 @@ def _decode(job: JobSpec, done: frames.Done) -> dict[str, Any]:
             reason = done.problems.get(name, "it did not come out")
             raise ValueTransferError(name, f"cannot be taken out: {reason[:500]}")
     return found
-

@@ -102,5 +102,7 @@ class RunError(NsmagicError):
     def _render_traceback_(self) -> list[str]:
         """The cell's own traceback, as it came from the container, or else the reason on one line."""
         failure = getattr(self.result, "failure", None)
-        lines = list(getattr(failure, "traceback", ()))
-        return [*lines, f"nsmagic: {self}"] if not lines or failure.ename not in str(self) else lines
+        if failure is None:
+            return [f"nsmagic: {self}"]
+        lines = list(failure.traceback)
+        return lines if failure.ename in str(self) else [*lines, f"nsmagic: {self}"]

@@ -144,7 +144,7 @@ def resolve_workdir(option: str, workdir: str) -> str:
 def shows_home(folder: str) -> bool:
     """Whether a folder is the user's home, or holds it: then it is not shown unless it is bound by name."""
     home = os.path.realpath(Path.home())
-    return folder == "/" or home == folder or home.startswith(folder.rstrip("/") + "/")
+    return folder in {"/", home} or home.startswith(folder.rstrip("/") + "/")
 
 
 @cache
@@ -167,7 +167,9 @@ def interpreter_folders(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def _bind(source: str, target: str | None = None, flags: int = 0, owner: tuple[int, int] | None = None) -> Entry:
+def _bind(
+    source: str, target: str | None = None, flags: int = 0, owner: tuple[int, int] | None = None
+) -> Entry:
     return Entry(kinds.BIND, os.fsencode(target or source), os.fsencode(source), flags, owner=owner)
 
 

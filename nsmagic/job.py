@@ -127,7 +127,9 @@ class Report:
         for line in text.splitlines():
             if len(self.steps) < _MAX_STEPS:
                 step, call, result, errno, began, took = line.split("\t")
-                self.steps.append(Step(step, call, int(result), int(errno), int(began) / 1e9, int(took) / 1e9))
+                self.steps.append(
+                    Step(step, call, int(result), int(errno), int(began) / 1e9, int(took) / 1e9)
+                )
 
 
 @dataclass
@@ -245,9 +247,13 @@ class Run:
 
     def _check_clocks(self) -> None:
         # Init enforces the deadline; this is for an init that cannot, such as a frozen one.
-        if self._started and self._job.timeout is not None:
-            if time.monotonic() > self._began + self._job.timeout + _DEADLINE_GRACE:
-                self._ended = "deadline"
+        timeout = self._job.timeout
+        if (
+            self._started
+            and timeout is not None
+            and time.monotonic() > self._began + timeout + _DEADLINE_GRACE
+        ):
+            self._ended = "deadline"
         if self._memory is not None and self._memory():
             self._ended = "memory"
 

@@ -39,7 +39,9 @@ class NotebookSink:
     def __init__(self, shell: InteractiveShell, *, out: bool = False, err: bool = False) -> None:
         self._shell = shell
         self._cleaners = {"stdout": StreamCleaner(), "stderr": StreamCleaner()}
-        self.kept: dict[str, list[bytes]] = {name: [] for name, wanted in (("stdout", out), ("stderr", err)) if wanted}
+        self.kept: dict[str, list[bytes]] = {
+            name: [] for name, wanted in (("stdout", out), ("stderr", err)) if wanted
+        }
         self._last = "stdout"
 
     def stream(self, name: str, data: bytes) -> None:
@@ -64,9 +66,13 @@ class NotebookSink:
         del kind
         self._flush()
         transient = {"display_id": display_id} if display_id else {}
-        self._shell.display_pub.publish(dict(output.data), dict(output.metadata), transient=transient, update=update)
+        self._shell.display_pub.publish(
+            dict(output.data), dict(output.metadata), transient=transient, update=update
+        )
         if output.withheld:
-            self._write("stderr", f"nsmagic: withheld {', '.join(output.withheld)}; show it with --rich trusted\n")
+            self._write(
+                "stderr", f"nsmagic: withheld {', '.join(output.withheld)}; show it with --rich trusted\n"
+            )
 
     def clear(self, *, wait: bool) -> None:
         """Clear the cell's output."""
@@ -172,8 +178,8 @@ class ContainMagics(Magics):  # type: ignore[misc]
 
     # ---- %%contain and %contain ------------------------------------------------
 
-    @cell_magic
-    def contain(self, line: str, cell: str) -> None:
+    @cell_magic  # type: ignore[untyped-decorator]
+    def contain(self, line: str, cell: str) -> None:  # noqa: D102 - made from the table of options, below
         given, words = options.parse(_split(line), options.MAGIC_SCOPES)
         if words:
             self._run(given, {"kind": "program", "argv": tuple(words)}, stdin=cell.encode())
@@ -189,8 +195,8 @@ class ContainMagics(Magics):  # type: ignore[misc]
         options.MAGIC_SCOPES,
     )
 
-    @line_magic("contain")
-    def contain_line(self, line: str) -> None:
+    @line_magic("contain")  # type: ignore[untyped-decorator]
+    def contain_line(self, line: str) -> None:  # noqa: D102 - likewise
         words = line.split()
         given, rest = options.parse(words, options.MAGIC_SCOPES)
         # The code itself is taken as it was typed, not word by word.
@@ -207,7 +213,9 @@ class ContainMagics(Magics):  # type: ignore[misc]
         wanted = options.merge({k: v for k, v in self.defaults.items() if k != "preload"}, given)
         outputs = tuple(wanted.get("outputs", ())) if what["kind"] == "cell" else ()
         if what["kind"] == "program" and (wanted.get("outputs") or wanted.get("inputs")):
-            raise SpecError("-i" if wanted.get("inputs") else "-o", "goes with Python cells; a program has no variables")
+            raise SpecError(
+                "-i" if wanted.get("inputs") else "-o", "goes with Python cells; a program has no variables"
+            )
         if wanted.get("proc") and not wanted.get("bg"):
             raise SpecError("--proc", "goes with --bg")
         spec = api.container_spec(wanted)
@@ -224,12 +232,19 @@ class ContainMagics(Magics):  # type: ignore[misc]
         return self.shell.user_ns[name]
 
     def _run_here(
-        self, spec: ContainerSpec, job: JobSpec, wanted: dict[str, Any], variables: dict[str, object], stdin: bytes | None
+        self,
+        spec: ContainerSpec,
+        job: JobSpec,
+        wanted: dict[str, Any],
+        variables: dict[str, object],
+        stdin: bytes | None,
     ) -> None:
         _show_start()
         sink = NotebookSink(self.shell, out="out" in wanted, err="err" in wanted)
         try:
-            result = api.run_job(spec, job, sink=sink, stdin=stdin, variables=variables, can_ask=stdin is None)
+            result = api.run_job(
+                spec, job, sink=sink, stdin=stdin, variables=variables, can_ask=stdin is None
+            )
         finally:
             sink.finish()
             self._keep(sink, wanted)
@@ -238,7 +253,12 @@ class ContainMagics(Magics):  # type: ignore[misc]
             result.check()
 
     def _run_behind(
-        self, spec: ContainerSpec, job: JobSpec, wanted: dict[str, Any], variables: dict[str, object], stdin: bytes | None
+        self,
+        spec: ContainerSpec,
+        job: JobSpec,
+        wanted: dict[str, Any],
+        variables: dict[str, object],
+        stdin: bytes | None,
     ) -> None:
         behind = BackgroundRun()
         sink = NotebookSink(self.shell, out="out" in wanted, err="err" in wanted)
@@ -286,8 +306,8 @@ class ContainMagics(Magics):  # type: ignore[misc]
 
     # ---- its companions -----------------------------------------------------------
 
-    @line_magic
-    def contain_config(self, line: str) -> None:
+    @line_magic  # type: ignore[untyped-decorator]
+    def contain_config(self, line: str) -> None:  # noqa: D102 - likewise
         given, words = options.parse(_split(line), options.CONFIG_SCOPES)
         if words:
             raise SpecError("%contain_config", f"takes options only, not {words[0]!r}; see %contain_config?")
@@ -309,14 +329,17 @@ class ContainMagics(Magics):  # type: ignore[misc]
         "Set the session's defaults for %%contain; without options, show them.", options.CONFIG_SCOPES
     )
 
-    @line_magic
+    @line_magic  # type: ignore[untyped-decorator]
     def containers(self, line: str) -> None:
         """List the live containers of this notebook."""
         _no_words("%containers", line)
         rows = views.container_rows(list(container.live.values()))
-        display(views.bundle(rows if len(rows) > 1 else [("no containers are live",)], head=len(rows) > 1), raw=True)
+        display(
+            views.bundle(rows if len(rows) > 1 else [("no containers are live",)], head=len(rows) > 1),
+            raw=True,
+        )
 
-    @line_magic
+    @line_magic  # type: ignore[untyped-decorator]
     def contain_doctor(self, line: str) -> None:
         """Say what this host can isolate and limit, found by doing it, and how to mend what it cannot."""
         _no_words("%contain_doctor", line)
@@ -324,7 +347,9 @@ class ContainMagics(Magics):  # type: ignore[misc]
         display({"text/plain": host.render_text(found), "text/html": host.render_html(found)}, raw=True)
 
     def _prepare(self) -> None:
-        standbys.current().prepare(api.container_spec({k: v for k, v in self.defaults.items() if k != "preload"}))
+        standbys.current().prepare(
+            api.container_spec({k: v for k, v in self.defaults.items() if k != "preload"})
+        )
 
 
 def _split(line: str) -> list[str]:
@@ -381,4 +406,3 @@ def unload(shell: InteractiveShell) -> None:
         completer.custom_matchers.remove(matcher)
     standbys.current().drop()
     client.stop()
-

@@ -117,7 +117,7 @@ OPTIONS: Final = (
            "Namespaces to make: all, all-net, or a list such as uts,pid.", "container", "all",
            choices=("all", *(f"all-{name}" for name in spec.NAMESPACES), *spec.NAMESPACES)),
     Option("bind", ("--bind", "-b"), "SRC[:DST][:ro|rw|cow]", spec.parse_bind,
-           "Show a file or folder of the host: read-only, writable or copy-on-write.", "container", many=True),
+           "Show a file or folder of the host: read-only, writable, copy-on-write.", "container", many=True),
     Option("workdir", ("--workdir", "-w"), "DIR", _text,
            "Working directory, shown copy-on-write.", "container", "the current one"),
     Option("env", ("--env", "-e"), "KEY=VALUE", _environment,

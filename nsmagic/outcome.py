@@ -73,7 +73,9 @@ def _own_end(ending: Ending, exited: Exit | None) -> Verdict:
     if ending.no_program is not None:
         missing = exited is not None and os.waitstatus_to_exitcode(exited.status) == _NOT_FOUND
         status = _NOT_FOUND if missing else _NOT_EXECUTABLE
-        return Verdict("exited", status, detail=f"the program could not be run: {os.strerror(ending.no_program)}")
+        return Verdict(
+            "exited", status, detail=f"the program could not be run: {os.strerror(ending.no_program)}"
+        )
     if ending.why == "kept" and ending.status is not None:
         return _from_status(ending.status)
     if ending.why == "done" and ending.done is not None:
@@ -108,7 +110,9 @@ def _failure(ending: Ending) -> str:
 
 
 def _memory(usage: Usage, spec: ContainerSpec) -> str:
-    limit = f"its limit of {size_text(spec.mem)} (--mem)" if spec.mem else "the memory of its owner's own group"
+    limit = (
+        f"its limit of {size_text(spec.mem)} (--mem)" if spec.mem else "the memory of its owner's own group"
+    )
     peak = f"; its peak was {size_text(usage.memory_peak)}" if usage.memory_peak is not None else ""
     return f"out of memory: it needed more than {limit}{peak}"
 

@@ -75,7 +75,9 @@ class Plan:
     root: Root
     choice: Choice
 
-    def request(self, number: int, directories: tuple[str, ...], *, joins: int, into_cgroup: bool) -> frames.Spawn:
+    def request(
+        self, number: int, directories: tuple[str, ...], *, joins: int, into_cgroup: bool
+    ) -> frames.Spawn:
         """The request to the launcher.
 
         Args:

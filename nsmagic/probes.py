@@ -91,7 +91,7 @@ def _tried(feature: str, trial: Callable[[], str]) -> Finding:
         return Finding(feature, "missing", answer, error.remedy)
     except LauncherError as error:
         return Finding(feature, "missing", str(error), "Mend what it printed, and try again.")
-    except Exception as error:  # noqa: BLE001 - a doctor that falls ill helps nobody
+    except Exception as error:
         return Finding(feature, "missing", f"{type(error).__name__}: {str(error)[:_TEXT]}")
 
 
@@ -136,7 +136,7 @@ def _namespaces(wanted: str) -> str:
     code = f"import os\nfor name in {files!r}:\n    print(os.readlink('/proc/self/ns/' + name))"
     result = _run(code, ns=wanted, workdir="/")
     inside = result.stdout.split()
-    outside = [os.readlink(f"/proc/self/ns/{name}") for name in files]  # noqa: PTH115 - no path, a name
+    outside = [os.readlink(f"/proc/self/ns/{name}") for name in files]
     if len(inside) != len(outside) or set(inside) & set(outside):
         raise _WeakerError(f"inside is {' '.join(inside)[:_TEXT]}, outside {' '.join(outside)}")
     added = ", with the user namespace that it needs" if result.isolation.added else ""
@@ -148,7 +148,7 @@ def _namespaces(wanted: str) -> str:
 
 def _workdir() -> str:
     """The current folder, as a cell would find it."""
-    folder = os.getcwd()  # noqa: PTH109 - as text
+    folder = os.getcwd()
     result = _run("import os\nprint(os.access('.', os.W_OK))\nprint(os.getcwd())")
     writable, _, inside = result.stdout.strip().partition("\n")
     if inside != os.path.realpath(folder):
@@ -197,7 +197,7 @@ def _private_tmp() -> str:
     with tempfile.NamedTemporaryFile(dir="/tmp", prefix="nsmagic-doctor-") as file:
         if _words(code.format(name=file.name), workdir="/") != ["False"]:
             raise _WeakerError("a file in the host's /tmp shows inside")
-    return "/tmp and /dev/shm are its own"  # noqa: S108 - a sentence
+    return "/tmp and /dev/shm are its own"
 
 
 def _idmapped() -> str:
@@ -266,7 +266,7 @@ def _cpus() -> str:
         """
     result = _run(code, cpus=0.2, workdir="/")
     took = float(result.stdout or "nan")
-    if not took >= 0.1:  # noqa: PLR2004 - twice the work; not a number counts as too short
+    if not took >= 0.1:
         raise _WeakerError(f"{_by(result, 'cpus')}: 50 ms of work at 0.2 CPUs took only {took * 1000:.0f} ms")
     return f"{_by(result, 'cpus')}: 50 ms of work at 0.2 CPUs took {took * 1000:.0f} ms"
 
@@ -288,7 +288,7 @@ def _pids() -> str:
         """
     result = _run(code, pids=8, workdir="/")
     count = int(result.stdout or "64")
-    if count > 8:  # noqa: PLR2004 - the limit that was asked for
+    if count > 8:
         raise _WeakerError(f"{_by(result, 'pids')}: {count} processes lived in a container of 8")
     return f"{_by(result, 'pids')}: in a container of 8 process {count + 1} was refused"
 

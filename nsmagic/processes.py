@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name: state, parent, …"""
+    """The fields of /proc/PID/stat behind the name: state, parent and so on."""
     text = Path("/proc", str(pid), "stat").read_text(encoding="utf-8", errors="replace")
     return text.rpartition(")")[2].split()
 
@@ -85,5 +85,7 @@ def rows(found: list[Found]) -> list[tuple[str, ...]]:
     table: list[tuple[str, ...]] = [("init pid", "owner pid", "payload pid", "age", "runs")]
     for each in found:
         command = "".join(c if c.isprintable() else "?" for c in each.command)
-        table.append((str(each.init), str(each.owner), str(each.payload or "-"), seconds_text(each.age), command))
+        table.append(
+            (str(each.init), str(each.owner), str(each.payload or "-"), seconds_text(each.age), command)
+        )
     return table

@@ -1,4 +1,4 @@
-"""What is known after a run: output, how it ended, what it used, what isolation was in force, what it wrote."""
+"""What is known after a run: output, how it ended, what it used, what was in force, what was written."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from nsmagic.extraction import SaveReport
     from nsmagic.firewall import Filtered
 
-Outcome = Literal[
-    "exited", "signaled", "out-of-memory", "timeout", "pids-limit", "output-limit", "stopped"
-]
+Outcome = Literal["exited", "signaled", "out-of-memory", "timeout", "pids-limit", "output-limit", "stopped"]
 
 _KIB: Final = 1024
 _SECOND: Final = 1.0
@@ -159,7 +157,9 @@ class Written:
             return layers
         for target, place, lower in self._folders:
             try:
-                upper = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._scratch)
+                upper = os.open(
+                    place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._scratch
+                )
             except OSError:
                 continue
             layers.append(Layer(target, lower, upper))
@@ -306,7 +306,11 @@ class Result:
             "signal": self.signal,
             "detail": self.describe(),
             "usage": dict(usage),
-            "isolation": {**isolation, "limits": dict(self.isolation.limits), "missing": dict(self.isolation.missing)},
+            "isolation": {
+                **isolation,
+                "limits": dict(self.isolation.limits),
+                "missing": dict(self.isolation.missing),
+            },
             "changes": [vars(change) for change in self.changes],
             "changes_truncated": self.changes.truncated,
             "stdout_bytes": len(self.stdout_bytes),

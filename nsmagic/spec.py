@@ -76,7 +76,9 @@ def parse_size(option: str, value: object, least: int = 1) -> int:
     """
     size = _quantity(value, _BYTES)
     if size is None or math.isnan(size):
-        raise SpecError(option, f"{_shown(value)} is not a size; write bytes, or a number with K, M or G, as in 128M")
+        raise SpecError(
+            option, f"{_shown(value)} is not a size; write bytes, or a number with K, M or G, as in 128M"
+        )
     if not least <= size <= MAX_BYTES:
         raise SpecError(option, f"{_shown(value)} is out of range; give {least} to {MAX_BYTES} bytes")
     return int(size)
@@ -101,7 +103,8 @@ def parse_duration(option: str, value: object) -> float:
     seconds = _quantity(value, _SECONDS)
     if seconds is None or not 0 < seconds <= MAX_SECONDS:
         raise SpecError(
-            option, f"{_shown(value)} is not a duration; write seconds above 0, or a number with ms, s, m or h"
+            option,
+            f"{_shown(value)} is not a duration; write seconds above 0, or a number with ms, s, m or h",
         )
     return float(seconds)
 
@@ -110,7 +113,9 @@ def parse_cpus(option: str, value: object) -> float:
     """A number of processors, such as ``0.5`` or ``2``; at least 0.01 and at most 4096."""
     cpus = _quantity(value, {"": 1})
     if cpus is None or not MIN_CPUS <= cpus <= MAX_CPUS:
-        raise SpecError(option, f"{_shown(value)} is not a number of CPUs; write one from 0.01 to 4096, as in 0.5")
+        raise SpecError(
+            option, f"{_shown(value)} is not a number of CPUs; write one from 0.01 to 4096, as in 0.5"
+        )
     return float(cpus)
 
 
@@ -160,7 +165,9 @@ def parse_namespaces(option: str, value: object) -> frozenset[str]:
     words = text.split("-")[1:] if whole else text.split(",")
     chosen = frozenset(_ALIASES.get(word.strip(), word.strip()) for word in words)
     for name in sorted(chosen - frozenset(NAMESPACES)):
-        raise SpecError(option, f"{_shown(name)} is not a namespace; choose from {', '.join(NAMESPACES)}, or all")
+        raise SpecError(
+            option, f"{_shown(name)} is not a namespace; choose from {', '.join(NAMESPACES)}, or all"
+        )
     return frozenset(NAMESPACES) - chosen if whole else chosen
 
 
@@ -180,7 +187,7 @@ class Bind:
 
 
 def parse_bind(option: str, value: object) -> Bind:
-    """``SRC[:DST][:ro|rw|cow]``; SRC may be relative or begin with ``~``; whether it is there is found elsewhere.
+    """``SRC[:DST][:ro|rw|cow]``; SRC may be relative or begin with ``~``; it is looked for elsewhere.
 
     Raises:
         SpecError: empty parts, too many of them, or an unknown mode.
@@ -197,7 +204,9 @@ def parse_bind(option: str, value: object) -> Bind:
     if not source or ":" in target or "\0" in str(value):
         raise SpecError(option, f"{_shown(value)} is not SRC[:DST][:ro|rw|cow]")
     if len(parts) > 1 and (not target.startswith("/") or ".." in target.split("/")):
-        raise SpecError(option, f"the place in the container, {_shown(target)}, must be an absolute path without '..'")
+        raise SpecError(
+            option, f"the place in the container, {_shown(target)}, must be absolute, without '..'"
+        )
     return Bind(source, target, mode)
 
 
@@ -264,7 +273,9 @@ class ContainerSpec:
     def __post_init__(self) -> None:
         """Check what concerns more than one field."""
         if "net" in self.namespaces and self.net == "host":
-            raise SpecError("--net", "host means no network namespace, but --ns asks for one; leave one of them out")
+            raise SpecError(
+                "--net", "host means no network namespace, but --ns asks for one; leave one of them out"
+            )
         if "net" not in self.namespaces and self.net == "none":
             raise SpecError("--net", "none needs a network namespace, which --ns leaves out; say --net host")
         if self.binds and "mount" not in self.namespaces:

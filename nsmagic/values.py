@@ -8,7 +8,7 @@ Used by the owner and by the runner; knows neither.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import io
 import math
 import sys
@@ -18,7 +18,9 @@ import msgspec
 
 MAX_DEPTH: Final = 64
 
-_TUPLE, _SET, _FROZENSET, _INTEGER, _COMPLEX, _ARRAY, _SCALAR, _FRAME, _SERIES, _PAIRS, _DATETIME, _DATE = range(1, 13)
+_TUPLE, _SET, _FROZENSET, _INTEGER, _COMPLEX, _ARRAY, _SCALAR, _FRAME, _SERIES, _PAIRS, _DATETIME, _DATE = (
+    range(1, 13)
+)
 _INT64: Final = 1 << 63
 _MAX_DIGITS: Final = 4000
 
@@ -54,7 +56,7 @@ def _ext(code: int, value: object) -> msgspec.msgpack.Ext:
     return msgspec.msgpack.Ext(code, value if isinstance(value, bytes) else msgspec.msgpack.encode(value))
 
 
-def _pack(value: object, depth: int) -> object:  # noqa: C901, PLR0911, PLR0912 - a table of types reads best in one piece
+def _pack(value: object, depth: int) -> object:  # noqa: C901, PLR0911 - a table of types reads best in one piece
     if depth > MAX_DEPTH:
         raise NotDataError(f"nested more than {MAX_DEPTH} deep, or within itself")
     kind = type(value)
@@ -79,16 +81,16 @@ def _pack(value: object, depth: int) -> object:  # noqa: C901, PLR0911, PLR0912 
         return _ext(_COMPLEX, [value.real, value.imag])  # type: ignore[attr-defined]
     if kind is bytearray:
         return bytes(value)  # type: ignore[call-overload]
-    if kind is datetime.datetime:
+    if kind is dt.datetime:
         return _ext(_DATETIME, value.isoformat())  # type: ignore[attr-defined]
-    if kind is datetime.date:
+    if kind is dt.date:
         return _ext(_DATE, value.isoformat())  # type: ignore[attr-defined]
     return _pack_array(value, depth)
 
 
-def _pack_array(value: object, depth: int) -> object:
+def _pack_array(value: Any, depth: int) -> object:
     """Numpy's and pandas' types, without importing what the value's owner has not imported itself."""
-    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    numpy, pandas = (sys.modules.get(name) for name in ("numpy", "pandas"))
     if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return _ext(_SCALAR if isinstance(value, numpy.generic) else _ARRAY, _npy(numpy, value))
     if pandas is not None and type(value) is pandas.Series:
@@ -129,9 +131,9 @@ def _load_npy(data: memoryview) -> Any:
     import numpy as np  # noqa: PLC0415 - only where an array arrives
 
     file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+    version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file, max_header_size=4096)  # type: ignore[no-untyped-call]
+    shape, _, dtype = read(file, max_header_size=4096)
     # A header may claim any size; memory is given out only for what is really there.
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise NotDataError("an array whose header does not fit its data")
@@ -169,9 +171,9 @@ def _unpack(code: int, data: memoryview) -> Any:  # noqa: C901, PLR0911 - the sa
     if code == _PAIRS:
         return {key: item for key, item in inner}  # noqa: C416 - each must be a pair; dict() takes more
     if code == _DATETIME:
-        return datetime.datetime.fromisoformat(inner)
+        return dt.datetime.fromisoformat(inner)
     if code == _DATE:
-        return datetime.date.fromisoformat(inner)
+        return dt.date.fromisoformat(inner)
     if code in (_FRAME, _SERIES):
         return _unpack_pandas(code, inner)
     raise NotDataError(f"unknown kind of value {code}")
@@ -185,6 +187,8 @@ def _unpack_pandas(code: int, inner: Any) -> Any:
         return pd.Series(column, index=_unpack_index(index), name=name)
     index, columns = inner
     rows = _unpack_index(index)
-    frame = pd.DataFrame({i: pd.Series(column, index=rows) for i, (_, _, column) in enumerate(columns)}, index=rows)
+    frame = pd.DataFrame(
+        {i: pd.Series(column, index=rows) for i, (_, _, column) in enumerate(columns)}, index=rows
+    )
     frame.columns = pd.Index([name for name, _, _ in columns])
     return frame

@@ -31,7 +31,9 @@ def table_text(rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def table_html(rows: Sequence[Sequence[str]], *, head: bool = False) -> str:
@@ -59,7 +61,11 @@ def stats_rows(result: Result) -> list[tuple[str, str]]:
         ("ended", result.describe()),
         ("wall", seconds_text(usage.wall)),
         ("CPU", cpu),
-        ("peak memory", _or_unknown(usage.memory_peak, size_text(usage.memory_peak or 0)) + " (without pages shared with the launcher)"),
+        (
+            "peak memory",
+            _or_unknown(usage.memory_peak, size_text(usage.memory_peak or 0))
+            + " (without pages shared with the launcher)",
+        ),
         ("processes", _or_unknown(usage.pids_peak, f"{usage.pids_peak} at once, init among them")),
         ("written", _or_unknown(usage.written, size_text(usage.written or 0))),
         ("namespaces", ", ".join(isolation.namespaces) or "none"),
@@ -78,7 +84,9 @@ def stats_rows(result: Result) -> list[tuple[str, str]]:
     rows += [("note", note) for note in isolation.notes]
     changes = result.changes
     for change in list(changes)[:_MOST_CHANGES]:
-        rows.append((change.kind, _path_text(change.path) + (f" ({size_text(change.size)})" if change.size else "")))  # noqa: PERF401
+        rows.append(
+            (change.kind, _path_text(change.path) + (f" ({size_text(change.size)})" if change.size else ""))
+        )
     if len(changes) > _MOST_CHANGES:
         rows.append(("changes", f"and {len(changes) - _MOST_CHANGES} more"))
     if changes.truncated:
@@ -88,12 +96,16 @@ def stats_rows(result: Result) -> list[tuple[str, str]]:
 
 def _path_text(path: str) -> str:
     """A hostile name on one printable line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in path[:200])
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in path[:200]
+    )
 
 
 def container_rows(containers: Sequence[Container]) -> list[tuple[str, ...]]:
     """What ``%containers`` lists."""
-    rows: list[tuple[str, ...]] = [("container", "init pid", "processes", "age", "memory limit", "namespaces", "directory")]
+    rows: list[tuple[str, ...]] = [
+        ("container", "init pid", "processes", "age", "memory limit", "namespaces", "directory")
+    ]
     for container in containers:
         spec = container.spec
         rows.append(

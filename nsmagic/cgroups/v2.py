@@ -264,7 +264,7 @@ class DirectoryGroup:
         try:
             for leaf in self.leaves:
                 if leaf != self.places.get(""):
-                    opened.append(os.open(f"{leaf}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+                    opened.append(os.open(f"{leaf}/tasks", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401 - see except
         except OSError:
             for descriptor in opened:
                 os.close(descriptor)
@@ -320,9 +320,10 @@ class DirectoryMechanism:
         for setting in trial.settings(_TRIAL):
             try:
                 setting.put()
-            except OSError as error:  # noqa: PERF203  each limit has an answer of its own
+            except OSError as error:
                 lost.setdefault(setting.what, setting.missing(error))
         trial.remove()
+        self.close()  # a base that no container ever uses would be in nobody's list of what to remove
 
     def group(self, name: str, places: Mapping[str, str]) -> DirectoryGroup:
         """Return the object for a group whose directories are made."""
@@ -489,7 +490,7 @@ def build(own: str, *, ours: bool) -> V2 | Unavailable:
             if controller not in read(f"{own}/cgroup.subtree_control").split():
                 write(f"{own}/cgroup.subtree_control", f"+{controller}")
             write(f"{tree.base}/cgroup.subtree_control", f"+{controller}")
-        except OSError as error:  # noqa: PERF203  each controller has an answer of its own
+        except OSError as error:
             reason = f"{controller} cannot be enabled in {own}: {error.strerror}"
             lost |= {what: Missing(what, reason, REMEDY) for what in CONTROLLERS[controller]}
             offered = offered - {controller}

@@ -123,7 +123,9 @@ class Launcher:
             while self._hello is None:
                 waited = time.monotonic() - self.started
                 if waited > _START_SECONDS:
-                    raise LauncherError(f"the launcher did not get ready within {_START_SECONDS:.0f} s. {self.log()}")
+                    raise LauncherError(
+                        f"the launcher did not get ready within {_START_SECONDS:.0f} s. {self.log()}"
+                    )
                 self._socket.settimeout(0.2)
                 try:
                     packet = self._socket.recv(frames.MAX_REQUEST)

@@ -210,8 +210,8 @@ FromRunner = Ready | Display | Clear | Failure | Ask | NoProgram | Done | Exited
 
 _encoder = msgspec.msgpack.Encoder()
 _from_runner = msgspec.msgpack.Decoder(FromRunner)
-_to_runner = msgspec.msgpack.Decoder(ToRunner)
-_request = msgspec.msgpack.Decoder(Request)
+_to_runner: msgspec.msgpack.Decoder[ToRunner] = msgspec.msgpack.Decoder(ToRunner)
+_request: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _hello = msgspec.msgpack.Decoder(Hello)
 
 

@@ -80,7 +80,9 @@ def flush() -> None:
 
 def _open_streams() -> None:
     """New text streams over 0, 1 and 2; a line is sent when it is complete."""
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.FileIO(0, "r"), encoding="utf-8", errors="surrogateescape")  # type: ignore[misc, type-var]
+    stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r")), encoding="utf-8", errors="surrogateescape")
+    setattr(sys, "stdin", stdin)  # noqa: B010 - as below
+    setattr(sys, "__stdin__", stdin)  # noqa: B010 - typeshed calls it final, which a clone cannot respect
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         raw = io.BufferedWriter(io.FileIO(descriptor, "w"), 1 << 16)
         stream = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
@@ -167,7 +169,7 @@ def _execute(argv: list[str], channel: Channel) -> NoReturn:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], argv)  # noqa: S606 - the program that was asked for
     except OSError as error:
         channel.send(frames.NoProgram(error.errno or 0))
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
@@ -185,7 +187,9 @@ runner.serve_fresh()
 def _execute_fresh(job: frames.Job, channel: Channel) -> NoReturn:
     """Start a new interpreter in our place; the job goes to it through a pipe."""
     again = frames.encode_frame(
-        frames.Job(**{name: getattr(job, name) for name in job.__struct_fields__} | {"fresh": False, "keep": False})
+        frames.Job(
+            **{name: getattr(job, name) for name in job.__struct_fields__} | {"fresh": False, "keep": False}
+        )
     )
     os.set_inheritable(CONTROL, True)  # noqa: FBT003 - the library's signature
     memory = os.memfd_create("job", 0)
@@ -200,7 +204,7 @@ def _execute_fresh(job: frames.Job, channel: Channel) -> NoReturn:
 def serve_fresh() -> NoReturn:
     """In a new interpreter: take the job that waits in a file, and run it."""
     memory = int(os.environ.pop("NSMAGIC_JOB"))
-    with open(memory, "rb") as file:  # noqa: PTH123 - a descriptor
+    with open(memory, "rb") as file:
         body = file.read()[frames.LENGTH.size :]
     job = frames.decode_to_runner(body)
     if not isinstance(job, frames.Job):
@@ -235,10 +239,12 @@ def _ask_through(channel: Channel) -> None:
     import builtins  # noqa: PLC0415 - replaced here and nowhere else
 
     builtins.input = ask_line
-    getpass.getpass = ask_password  # type: ignore[assignment]
+    getpass.getpass = ask_password
 
 
-def _run_cell(job: frames.Job, shell: RunnerShell, channel: Channel) -> tuple[int, dict[str, bytes], dict[str, str]]:
+def _run_cell(
+    job: frames.Job, shell: RunnerShell, channel: Channel
+) -> tuple[int, dict[str, bytes], dict[str, str]]:
     namespace = shell.user_ns
     for name, encoded in job.variables.items():
         namespace[name] = values.decode(encoded)
@@ -270,7 +276,9 @@ def _extract(names: list[str], namespace: dict[str, Any]) -> tuple[dict[str, byt
             problems[name] = str(error)[:500]
             continue
         if len(encoded) > room:
-            problems[name] = f"its {len(encoded)} bytes are more than can be taken out at once; write it to a file"
+            problems[name] = (
+                f"its {len(encoded)} bytes are more than can be taken out at once; write it to a file"
+            )
             continue
         room -= len(encoded)
         extracted[name] = encoded
@@ -298,7 +306,7 @@ def _system_exit(error: SystemExit) -> int:
 
 
 def _run_script(job: frames.Job) -> int:
-    """As ``python FILE`` or ``python -c CODE``: in ``__main__``, a plain traceback, no display of the last line."""
+    """As ``python FILE`` or ``python -c CODE``: in ``__main__``, with a plain traceback, and no display."""
     name = job.argv[0] if job.argv and job.argv[0] != "-c" else "<string>"
     module = types.ModuleType("__main__")
     module.__dict__["__builtins__"] = __builtins__
@@ -329,4 +337,3 @@ def _shut_down() -> None:
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()  # noqa: SLF001 - likewise
-

@@ -105,13 +105,13 @@ class RunnerShell(InteractiveShell):  # type: ignore[misc]
         """``!command``: on plain pipes; IPython's default goes through a terminal and costs 40 ms."""
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        status = subprocess.call(["/bin/sh", "-c", self.var_expand(command, depth=1)])  # noqa: S603 - the user's command
+        status = subprocess.call(["/bin/sh", "-c", self.var_expand(command, depth=1)])
         self.user_ns["_exit_code"] = status
 
     def getoutput(self, command: str, split: bool = True, depth: int = 0) -> SList | str:  # noqa: FBT001, FBT002 - IPython's
         """``lines = !command``."""
         sys.stderr.flush()
-        text = subprocess.run(  # noqa: S603 - the user's command
+        text = subprocess.run(
             ["/bin/sh", "-c", self.var_expand(command, depth=depth + 1)],
             stdout=subprocess.PIPE,
             check=False,
@@ -138,7 +138,12 @@ def warm_shell() -> RunnerShell:
     )
     shell.colors = "neutral" if _has_neutral() else "Neutral"
     shell.set_hook("show_in_pager", _show_in_pager, 99)
-    for code in ("1 + 1", "display({'a': 1})" if "display" in shell.user_ns else "None", "1 / 0", "import asyncio"):
+    for code in (
+        "1 + 1",
+        "display({'a': 1})" if "display" in shell.user_ns else "None",
+        "1 / 0",
+        "import asyncio",
+    ):
         shell.run_source(code)
     shell.reset(new_session=False)
     shell.execution_count = 1

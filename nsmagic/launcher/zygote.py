@@ -25,7 +25,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic.launcher import frames, runner
-from nsmagic.native import _runtime
+from nsmagic.native._runtime import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ class _Child:
         self.tries += 1
         for directory in list(self.directories):
             try:
-                os.rmdir(directory)
+                os.rmdir(directory)  # noqa: PTH106 - a plain path from the owner
             except FileNotFoundError:
                 pass
             except OSError:
@@ -137,7 +137,6 @@ class Launcher:
             self._poll.register(child.pidfd, select.POLLIN)
 
     def _clone(self, request: frames.Spawn, descriptors: list[int]) -> int:
-        ffi, lib = _runtime.ffi, _runtime.lib
         keep: list[Any] = []  # what C only points at must live until it returns
 
         def text(value: bytes) -> Any:
@@ -180,7 +179,7 @@ class Launcher:
             return -1
         key = (*entry.owner, request.host_uid, request.host_gid)
         if key not in self._idmaps:
-            self._idmaps[key] = _runtime.lib.nsm_userns_for_idmap(*key)
+            self._idmaps[key] = lib.nsm_userns_for_idmap(*key)
         return self._idmaps[key]
 
     def _become_payload(self) -> NoReturn:
@@ -262,7 +261,7 @@ def _preload(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def main() -> NoReturn:
-    """Run the launcher; the last argument is JSON: ``{"owner": descriptor, "preload": [...], "cells": bool}``."""
+    """Run the launcher; the last argument is JSON: ``owner`` (a descriptor), ``preload``, ``cells``."""
     config = json.loads(sys.argv[-1])
     # Without a PID namespace a killed init's children would become the machine's; so they become ours.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
