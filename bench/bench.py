@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import nsmagic
 from nsmagic import standbys
-from nsmagic.api import container_spec, job_spec
 from nsmagic.container import Container
+from nsmagic.intake import container_spec, job_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ def warm() -> None:
 
 def cold() -> None:
     """A contained cell; its container is built for it."""
-    Container(container_spec({}), keep=False).start().run(job_spec({}, kind="cell", code=HELLO)).check()
+    Container(container_spec({}), keep=False).start().run_job(job_spec({}, kind="cell", code=HELLO)).check()
 
 
 def bubblewrap() -> None:
@@ -52,8 +52,8 @@ def bubblewrap() -> None:
     subprocess.run(
         [
             "bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/usr", "/usr",
-            "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64",
-            "--proc", "/proc", "--dev", "/dev",
+            "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib",
+            "--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev",
             *binds, sys.executable, "-c", HELLO,
         ],
         check=True,

@@ -148,17 +148,17 @@ def exit_status(result: Result) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from nsmagic import api, views  # noqa: PLC0415 - bad options need not wait for these
+    from nsmagic import api, intake, views  # noqa: PLC0415 - bad options need not wait for these
 
     given, words = options.parse(arguments, options.COMMAND_SCOPES)
     separated = "--" in arguments and arguments[
         len(arguments) - len(words) - 1 : len(arguments) - len(words)
     ] == ["--"]
-    job = api.job_spec(given, **_job(given, words, separated=separated))
+    job = intake.job_spec(given, **_job(given, words, separated=separated))
     report = given.get("report")
     if report is not None and not Path(report).resolve().parent.is_dir():
         raise SpecError("--report", f"there is no folder {str(Path(report).resolve().parent)!r}")
-    spec = api.container_spec(given)
+    spec = intake.container_spec(given)
     sink = TerminalSink()
     result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
     sink.finish()

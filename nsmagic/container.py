@@ -12,22 +12,23 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic import cgroups, channels, values
+from nsmagic import cgroups, channels, intake, values
 from nsmagic.errors import LauncherError, NsmagicError, StartError, StoppedError, ValueTransferError
 from nsmagic.host import remedy_for
 from nsmagic.job import Report, Run
 from nsmagic.launcher import client, frames
 from nsmagic.outcome import judge
-from nsmagic.plan import make_plan
+from nsmagic.plan import make_plan, require_linux
 from nsmagic.result import Failure, Isolation, Result, Usage, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from nsmagic.firewall import Filtered
+    from nsmagic.intake import ContainerOptions, JobOptions
     from nsmagic.job import Ending, Sink
     from nsmagic.spec import ContainerSpec, JobSpec
 
@@ -82,21 +83,28 @@ class Container:
     after the other; variables are not shared.
 
     Args:
-        spec: what it should be; its paths are absolute.
+        spec: what it should be, ready-made; else it is made from the options.
         keep: whether it takes more than one job.
+        given: options, by the names of ``nsmagic.run``: ``mem="256M"``, ``net="host"`` …
 
     Raises:
-        HostError: this host cannot enforce what the spec asks.
+        SpecError: an option makes no sense.
+        HostError: this host cannot enforce what is asked.
     """
 
-    def __init__(self, spec: ContainerSpec, *, keep: bool = True) -> None:
-        self.spec = spec
+    def __init__(
+        self, spec: ContainerSpec | None = None, *, keep: bool = True, **given: Unpack[ContainerOptions]
+    ) -> None:
+        # Before anything that can fail: __del__ looks at these.
+        self._channels: channels.Channels | None = None
+        self._pid = os.getpid()
+        require_linux()
+        self.spec = spec or intake.container_from(given)
         self.number = next(_numbers)
         self.keep = keep
         self.started = time.time()
         self._lock = threading.Lock()
-        self._plan = make_plan(spec, client.python_path())
-        self._channels: channels.Channels | None = None
+        self._plan = make_plan(self.spec, client.python_path())
         self._launcher: client.Launcher | None = None
         self._group: cgroups.Group | None = None
         self._report = Report()
@@ -105,7 +113,6 @@ class Container:
         self._stopping = False
         self._ended = ""
         self._seen = cgroups.Usage()
-        self._pid = os.getpid()
 
     # ---- life ------------------------------------------------------------------
 
@@ -219,6 +226,27 @@ class Container:
     # ---- jobs ---------------------------------------------------------------------
 
     def run(
+        self,
+        code_or_argv: str | Sequence[str],
+        *,
+        input: str | bytes | None = None,  # noqa: A002 - the name that subprocess uses
+        variables: Mapping[str, object] | None = None,
+        outputs: Iterable[str] = (),
+        **given: Unpack[JobOptions],
+    ) -> Result:
+        """Run Python code, or a program, in this container, and wait for its end; see ``nsmagic.run``.
+
+        A time limit, an output limit or a lack of memory ends the whole container.
+
+        Raises:
+            SpecError: an argument makes no sense; nothing was run.
+            StoppedError: the container has ended.
+        """
+        job = intake.job_from(code_or_argv, outputs, given, variables=bool(variables))
+        stdin = input.encode() if isinstance(input, str) else input
+        return self.run_job(job, stdin=stdin, variables=variables)
+
+    def run_job(
         self,
         job: JobSpec,
         *,

@@ -74,28 +74,28 @@ def examine() -> tuple[Finding, ...]:
 
     It never raises: what fails is a row.  A system without namespaces gives one row that says so.
     """
-    from nsmagic import probes
+    from nsmagic import probes  # noqa: PLC0415 - probes build containers, which ask us for remedies
 
     return probes.examine()
 
 
 def render_text(findings: Sequence[Finding]) -> str:
     """The findings as a table for a terminal, with what to do and what the options will use."""
-    from nsmagic import probes
+    from nsmagic import probes  # noqa: PLC0415 - likewise
 
     return probes.render_text(findings)
 
 
 def render_html(findings: Sequence[Finding]) -> str:
     """The same for a notebook: inline styles only, every text escaped."""
-    from nsmagic import probes
+    from nsmagic import probes  # noqa: PLC0415 - likewise
 
     return probes.render_html(findings)
 
 
 def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
     """The same as data: ``{"findings": [{feature, status, detail, remedy}], "uses": {"--mem": ...}}``."""
-    from nsmagic import probes
+    from nsmagic import probes  # noqa: PLC0415 - likewise
 
     return probes.to_json(findings)
 
@@ -115,7 +115,7 @@ def remedy_for(step: Step, before: Sequence[Step] = ()) -> str:
             return _too_old(call)
         subject = _SUBJECTS.get(call) or _SUBJECTS.get(step.step, _refused)
         return _ANYWHERE.get(step.errno) or subject(case) or _DOCTOR
-    except Exception:
+    except Exception:  # noqa: BLE001 - an error on the way to a remedy must not hide the error itself
         return _DOCTOR
 
 
@@ -135,7 +135,7 @@ class _Case(NamedTuple):
 def _read(path: str) -> str:
     """The text of a small file of the kernel's; empty where it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123 - a path of /proc
             return file.read(_READ_BYTES).decode(errors="replace").strip()
     except OSError:
         return ""
@@ -176,7 +176,7 @@ def _surroundings() -> str:
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return _KUBERNETES
     marked = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
-    # Images of virtual machines are made from such containers too, mark and all; but they mount no /etc/hosts.
+    # Virtual machines are made from such images too, mark and all; but they mount no /etc/hosts.
     if marked and "/etc/hosts" in dict(_mounts()):
         admin = " --cap-add SYS_ADMIN" if os.geteuid() == 0 else ""
         return f"Start the surrounding container so: {_DOCKER}{admin} …"
@@ -213,9 +213,9 @@ def _too_old(call: str) -> str:
 
 def _processes() -> str:
     """EAGAIN: a limit on processes, of the user or of the group that we live in."""
-    import resource
+    import resource  # noqa: PLC0415 - not on every system, and this module must import everywhere
 
-    from nsmagic.cgroups import own_groups
+    from nsmagic.cgroups import own_groups  # noqa: PLC0415 - for words only
 
     soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     groups = own_groups()
@@ -356,7 +356,7 @@ def _group(case: _Case) -> str:
 
 
 def _rlimit(case: _Case) -> str:
-    import resource
+    import resource  # noqa: PLC0415 - likewise
 
     if f"resource={resource.RLIMIT_NPROC}," in case.text:
         return "It is above this process' own hard limit: ask for fewer with --pids, or raise ulimit -Hu."

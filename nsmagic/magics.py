@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.display import display
 
-from nsmagic import api, container, host, options, standbys, views
+from nsmagic import api, container, host, intake, options, standbys, views
 from nsmagic.completion import matcher
 from nsmagic.errors import SpecError
 from nsmagic.firewall import StreamCleaner
@@ -218,8 +218,8 @@ class ContainMagics(Magics):  # type: ignore[misc]
             )
         if wanted.get("proc") and not wanted.get("bg"):
             raise SpecError("--proc", "goes with --bg")
-        spec = api.container_spec(wanted)
-        job = api.job_spec(wanted, **what, outputs=outputs, execution_count=self.shell.execution_count)
+        spec = intake.container_spec(wanted)
+        job = intake.job_spec(wanted, **what, outputs=outputs, execution_count=self.shell.execution_count)
         variables = {name: self._variable(name) for name in wanted.get("inputs", ())}
         if wanted.get("bg"):
             self._run_behind(spec, job, wanted, variables, stdin)
@@ -267,7 +267,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
         def work() -> None:
             try:
                 assert behind.container is not None  # noqa: S101 - set above
-                behind.result = behind.container.run(job, sink=sink, stdin=stdin, variables=variables)
+                behind.result = behind.container.run_job(job, sink=sink, stdin=stdin, variables=variables)
                 sink.finish()
                 self._keep(sink, wanted)
                 self._conclude(behind.result, wanted)
@@ -314,7 +314,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
         if given.pop("reset", False):
             self.defaults = {}
             client.set_preload(())
-        api.container_spec({k: v for k, v in {**self.defaults, **given}.items() if k != "preload"})
+        intake.container_spec({k: v for k, v in {**self.defaults, **given}.items() if k != "preload"})
         self.defaults = options.merge(self.defaults, given)
         if "preload" in given:
             standbys.current().drop()
@@ -348,7 +348,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
 
     def _prepare(self) -> None:
         standbys.current().prepare(
-            api.container_spec({k: v for k, v in self.defaults.items() if k != "preload"})
+            intake.container_spec({k: v for k, v in self.defaults.items() if k != "preload"})
         )
 
 

@@ -77,7 +77,9 @@ def _own_end(ending: Ending, exited: Exit | None) -> Verdict:
             "exited", status, detail=f"the program could not be run: {os.strerror(ending.no_program)}"
         )
     if ending.why == "kept" and ending.status is not None:
-        return _from_status(ending.status)
+        verdict = _from_status(ending.status)
+        failed = verdict.exit_status == 1 and ending.failure is not None
+        return Verdict("exited", 1, detail=_failure(ending)) if failed else verdict
     if ending.why == "done" and ending.done is not None:
         status = ending.done.exit_status & 0xFF
         return Verdict("exited", status, detail=_failure(ending))
