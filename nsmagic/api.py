@@ -33,7 +33,8 @@ def run_job(
     require_linux()
     waiting = standbys.current()
     try:
-        return waiting.take(container).run_job(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
+        taken = waiting.take(container)
+        return taken.run_job(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
     finally:
         waiting.prepare(container)
 

@@ -469,10 +469,10 @@ class Container:
     def _start_error(self) -> StartError:
         failed = [step for step in self._report.steps if step.errno]
         if not failed:
-            return StartError("spawn", "", 0, "the launcher gave no reason")
+            return StartError("spawn", "", 0, "it was not ready in time, and nobody said why")
         step = failed[-1]
         text = f"step {step.step!r}, {step.call}: {step.failure} (errno {step.errno})"
-        return StartError(step.step, step.call, step.errno, text, remedy_for(step))
+        return StartError(step.step, step.call, step.errno, text, remedy_for(step, self._report.steps))
 
     def _lost(self) -> NsmagicError:
         """It ended before it took its job: the launcher died, or memory did not suffice to begin."""

@@ -31,6 +31,7 @@ _READ_BYTES: Final = 1 << 20
 _DRAIN_BYTES: Final = 4 << 20
 _MAX_DISPLAYS: Final = 10_000
 _DEADLINE_GRACE: Final = 1.0
+_BUILD_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 1.0
 _WATCH_SECONDS: Final = 0.05
 _MAX_STEPS: Final = 2000
@@ -240,13 +241,17 @@ class Run:
     def _timeout_ms(self) -> int | None:
         if self._memory is not None:
             return int(_WATCH_SECONDS * 1000)
-        if self._started and self._job.timeout is not None:
+        if not self._started:
+            return int(_BUILD_SECONDS * 1000)
+        if self._job.timeout is not None:
             left = self._began + self._job.timeout + _DEADLINE_GRACE - time.monotonic()
             return max(0, int(left * 1000) + 1)
         return None
 
     def _check_clocks(self) -> None:
         # Init enforces the deadline; this is for an init that cannot, such as a frozen one.
+        if not self._started and time.monotonic() > self._began + _BUILD_SECONDS:
+            self._ended = "failed"
         timeout = self._job.timeout
         if (
             self._started

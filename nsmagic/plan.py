@@ -86,7 +86,8 @@ class Plan:
             joins: how many v1 ``tasks`` descriptors go with it.
             into_cgroup: whether a cgroup v2 directory's descriptor does.
         """
-        rlimits = {_core(): 0, **{kind: hard for kind, (_, hard) in self.choice.rlimits.items()}}
+        wanted = {_core(): 0, **{kind: hard for kind, (_, hard) in self.choice.rlimits.items()}}
+        rlimits = {kind: _at_most(kind, value) for kind, value in wanted.items()}
         return frames.Spawn(
             id=number,
             namespaces=sum(CLONE_NEW[name] for name in self.namespaces),
@@ -106,16 +107,38 @@ class Plan:
         )
 
 
+def _at_most(kind: int, value: int) -> int:
+    """A limit, or the owner's own where that is lower already: nobody may raise it again (EPERM)."""
+    import resource  # noqa: PLC0415 - likewise
+
+    own = resource.getrlimit(kind)[1]
+    return value if own == resource.RLIM_INFINITY else min(value, own)
+
+
 def _core() -> int:
     import resource  # noqa: PLC0415 - not on every system, and this module must import everywhere
 
     return resource.RLIMIT_CORE
 
 
+def _unprivileged_uid() -> int | None:
+    """A uid that root may give the payload: one of our own range, or the last one that root has here.
+
+    None where root has no other uid than its own: then it is root of a user namespace, nobody special outside.
+    """
+    wanted = _HOST_UIDS + os.getpid() % _HOST_UID_COUNT
+    with open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
+        ranges = [(int(line.split()[0]), int(line.split()[2])) for line in file]
+    if any(first <= wanted < first + count for first, count in ranges):
+        return wanted
+    last = max(first + count - 1 for first, count in ranges)
+    return last or None
+
+
 def identity_for(spec: ContainerSpec, *, userns: bool) -> Identity:
     """Who the payload is: never the host's root."""
-    if os.geteuid() == 0:
-        host = _HOST_UIDS + os.getpid() % _HOST_UID_COUNT
+    host = _unprivileged_uid() if os.geteuid() == 0 else None
+    if host is not None:
         inside = (_DEFAULT_UID if spec.user is None else spec.user) if userns else host
         return Identity(inside, inside, host, host, as_root=True)
     uid, gid = os.geteuid(), os.getegid()

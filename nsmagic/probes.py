@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic import intake, cgroups, options
+from nsmagic import cgroups, intake, options
 from nsmagic.cgroups.rlimits import host_has_swap
 from nsmagic.container import Container
 from nsmagic.errors import HostError, LauncherError, StartError

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import types
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import values
@@ -101,7 +102,12 @@ def make_shell() -> RunnerShell:
     """IPython's shell; its import takes longer than all the rest, and scripts and programs need none."""
     from nsmagic.launcher.shell import warm_shell  # noqa: PLC0415 - see above
 
-    return warm_shell()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shell = warm_shell()
+    # IPython tells whoever calls sys.exit() how to leave a terminal; a cell leaves none.
+    warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
+    return shell
 
 
 def serve(shell: RunnerShell | None) -> NoReturn:

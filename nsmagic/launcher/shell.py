@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.displayhook import DisplayHook
@@ -89,8 +88,6 @@ class RunnerShell(InteractiveShell):  # type: ignore[misc]
     def attach(self, channel: Channel) -> None:
         """From now on, frames go to the owner."""
         self.channel = channel
-        # IPython tells whoever calls sys.exit() how to leave a terminal.
-        warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
 
     def init_virtualenv(self) -> None:
         """The launcher's ``sys.path`` is the owner's already."""

@@ -268,7 +268,7 @@ def main() -> NoReturn:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         failed = _preload(config)
-        shell = runner.make_shell() if config["cells"] else None
+    shell = runner.make_shell() if config["cells"] else None
     if _threads() > 1:
         raise SystemExit("the launcher has more than one thread; it could not be cloned safely")
     owner = socket.socket(fileno=config["owner"])

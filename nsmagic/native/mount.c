@@ -91,20 +91,22 @@ static int open_source(struct nsm_entry *entry, struct nsm_journal *journal)
     bool read_only = entry->kind == NSM_COW || !(entry->flags & NSM_WRITABLE);
     bool device = entry->flags & NSM_DEVICE;
     struct mount_attr attributes = {
+        /* A mount that the host shares (systemd shares all) would go on following the host's. */
+        .propagation = MS_PRIVATE,
         .attr_set = MOUNT_ATTR_NOSUID | (read_only && !device ? MOUNT_ATTR_RDONLY : 0U) |
                     (device ? MOUNT_ATTR_NOEXEC : MOUNT_ATTR_NODEV),
     };
     return (int)NSM_TRY(journal,
                         sys_mount_setattr(entry->tree, AT_EMPTY_PATH | (alone ? 0U : AT_RECURSIVE), &attributes),
-                        "mount_setattr(\"%s\", MOUNT_ATTR_NOSUID%s%s)", entry->source,
+                        "mount_setattr(\"%s\", MS_PRIVATE, MOUNT_ATTR_NOSUID%s%s)", entry->source,
                         read_only && !device ? "|MOUNT_ATTR_RDONLY" : "",
                         device ? "|MOUNT_ATTR_NOEXEC" : "|MOUNT_ATTR_NODEV");
 }
 
 /*
- * Who opens them?  Root's launcher does it before the clone, with root's rights: the payload's uid
- * may not even pass through the folders above.  An ordinary user's init does it itself, because only in
- * its own mount namespace has it the right to mount.
+ * Who opens them?  A launcher that may mount (root's) does it before the clone: idmapped mounts take rights
+ * outside the container.  For an ordinary user init does it, because only in its own mount namespace has
+ * it the right to mount; and before it takes on the payload's ids, which may not pass through every folder.
  */
 int nsm_mount_open_sources(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal)
 {
@@ -462,10 +464,6 @@ int nsm_mount(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm
     nsm_step(journal, "mount");
     if (NSM_TRY(journal, mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "mount(\"/\", MS_REC|MS_PRIVATE)") < 0)
         return -1;
-    if (nsm_mount_open_sources(plan, entries, journal) < 0)
-        return -1;
-
-    nsm_step(journal, "mount");
     if (mount_scratch(plan, journal) < 0 || tell_scratch(plan, journal) < 0)
         return -1;
 

@@ -132,6 +132,7 @@ int nsm_userns_become(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsigned host_gid);
 
 /* cgroup.c */
+int nsm_cgroup_move(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal);
 int nsm_cgroup_join(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_cgroup_namespace(const struct nsm_plan *plan, struct nsm_journal *journal);
 

@@ -24,6 +24,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
@@ -60,6 +61,14 @@ static void name_flags(uint64_t flags, char *text, size_t room)
             used += (size_t)snprintf(text + used, room - used, "%s%s", used ? "|" : "", names[i].name);
 }
 
+/* Whether we hold CAP_SYS_ADMIN here and now, see mount.c for why it matters. */
+static bool may_mount(void)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[2] = {{0}};
+    return syscall(SYS_capget, &header, sets) == 0 && (sets[0].effective & (1U << CAP_SYS_ADMIN));
+}
+
 static pid_t clone_init(const struct nsm_plan *plan, struct nsm_journal *journal)
 {
     struct clone_args arguments = {.flags = plan->namespaces & BY_CLONE, .exit_signal = SIGCHLD};
@@ -72,12 +81,24 @@ static pid_t clone_init(const struct nsm_plan *plan, struct nsm_journal *journal
     nsm_step(journal, "clone");
     pid_t child = (pid_t)NSM_TRY(journal, syscall(SYS_clone3, &arguments, sizeof arguments),
                                  "clone3(flags=%s, exit_signal=SIGCHLD)", flags);
-    if (child >= 0 || errno != ENOSYS || (arguments.flags & CLONE_INTO_CGROUP))
+    if (child >= 0 || errno != ENOSYS)
         return child;
-    /* Docker's filter says that there is no clone3; the older call does the same here.  Its argument order is
-     * the architecture's own, but all that we pass is the first. */
-    return (pid_t)NSM_TRY(journal, syscall(SYS_clone, (unsigned long)arguments.flags | SIGCHLD, 0, 0, 0, 0),
-                          "clone(flags=%s|SIGCHLD)", flags);
+    /*
+     * Docker's filter says that there is no clone3.  The older call does the same, but for the group, which
+     * init then has to be moved into.  Its argument order is the architecture's own; we pass only the first.
+     */
+    arguments.flags &= ~CLONE_INTO_CGROUP;
+    name_flags(arguments.flags, flags, sizeof flags);
+    child = (pid_t)NSM_TRY(journal, syscall(SYS_clone, (unsigned long)arguments.flags | SIGCHLD, 0, 0, 0, 0),
+                           "clone(flags=%s|SIGCHLD)", flags);
+    if (child > 0 && plan->cgroup_directory >= 0 && nsm_cgroup_move(plan, child, journal) < 0) {
+        int error = errno;
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
+        errno = error;
+        return -1;
+    }
+    return child;
 }
 
 /* Between fork and return in the payload: give up everything, the filter last. */
@@ -113,6 +134,8 @@ static void offer_to_oom_killer(void)
 static int build_container(struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal)
 {
     if (nsm_cgroup_join(plan, journal) < 0)
+        return -1;
+    if (nsm_mount_open_sources(plan, entries, journal) < 0)
         return -1;
     if (nsm_userns_become(plan, journal) < 0)
         return -1;
@@ -197,10 +220,8 @@ pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
         nsm_report(plan->report, NSM_REPORT_FAILED, &journal);
         return -1;
     }
-    /* Root opens the sources with its own rights, see mount.c. */
-    bool as_root = geteuid() == 0;
     pid_t child = -1;
-    if (!as_root || nsm_mount_open_sources(plan, entries, &journal) == 0)
+    if (!may_mount() || nsm_mount_open_sources(plan, entries, &journal) == 0)
         child = clone_init(plan, &journal);
     if (child == 0) {
         close(gate[1]);
