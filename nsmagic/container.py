@@ -286,14 +286,9 @@ class Container:
                 ending = run.run(ready=self._take_ready())
                 if ending.why == "failed":
                     raise self._start_error()
-                if (
-                    ending.why == "exited"
-                    and not self._ready
-                    and not self._stopping
-                    and self._report.exit is None
-                ):
+                self._ready = self._ready or run.started
+                if ending.why == "exited" and not self._ready and not self._stopping:
                     raise self._lost()
-                self._ready = True
                 return self._result(job, ending, collector)
             except BaseException:
                 self._release("its job was interrupted")

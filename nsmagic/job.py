@@ -197,7 +197,7 @@ class Run:
         self._displays = 0
         self._display_ids: dict[str, str] = {}
         self._control_open = True
-        self._started = False
+        self.started = False
         self.ending = Ending("exited", 0.0)
 
     def run(self, *, ready: bool) -> Ending:
@@ -233,7 +233,7 @@ class Run:
 
     def _start(self) -> None:
         """The runner waits for its job: from here on, time counts."""
-        self._started = True
+        self.started = True
         self._began = time.monotonic()
         if self._job.timeout is not None:
             self._channels.set_deadline(self._job.timeout)
@@ -241,7 +241,7 @@ class Run:
     def _timeout_ms(self) -> int | None:
         if self._memory is not None:
             return int(_WATCH_SECONDS * 1000)
-        if not self._started:
+        if not self.started:
             return int(_BUILD_SECONDS * 1000)
         if self._job.timeout is not None:
             left = self._began + self._job.timeout + _DEADLINE_GRACE - time.monotonic()
@@ -250,11 +250,11 @@ class Run:
 
     def _check_clocks(self) -> None:
         # Init enforces the deadline; this is for an init that cannot, such as a frozen one.
-        if not self._started and time.monotonic() > self._began + _BUILD_SECONDS:
+        if not self.started and time.monotonic() > self._began + _BUILD_SECONDS:
             self._ended = "failed"
         timeout = self._job.timeout
         if (
-            self._started
+            self.started
             and timeout is not None
             and time.monotonic() > self._began + timeout + _DEADLINE_GRACE
         ):
@@ -400,7 +400,7 @@ class Run:
     def _take_frame(self, message: frames.FromRunner) -> None:
         match message:
             case frames.Ready():
-                if not self._started:
+                if not self.started:
                     self._start()
             case frames.Display():
                 self._drain()

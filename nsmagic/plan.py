@@ -124,7 +124,7 @@ def _core() -> int:
 def _unprivileged_uid() -> int | None:
     """A uid that root may give the payload: one of our own range, or the last one that root has here.
 
-    None where root has no other uid than its own: then it is root of a user namespace, nobody special outside.
+    None where root has no other uid than its own: then it is root of a user namespace, and nobody outside.
     """
     wanted = _HOST_UIDS + os.getpid() % _HOST_UID_COUNT
     with open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
