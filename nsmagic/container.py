@@ -13,7 +13,14 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import cgroups, channels, intake, values
-from nsmagic.errors import LauncherError, NsmagicError, StartError, StoppedError, ValueTransferError
+from nsmagic.errors import (
+    LauncherError,
+    NsmagicError,
+    SpecError,
+    StartError,
+    StoppedError,
+    ValueTransferError,
+)
 from nsmagic.host import remedy_for
 from nsmagic.job import Report, Run
 from nsmagic.launcher import client, frames
@@ -270,19 +277,19 @@ class Container:
             ValueTransferError: a variable cannot be put in.
             KeyboardInterrupt: the caller was interrupted; the container is stopped.
         """
-        message = self._message(job, variables or {}, can_ask=can_ask)
+        message = self._message(job, variables or {}, stdin, can_ask=can_ask)
         with self._lock:
             if self._channels is None or self._stopping:
                 raise StoppedError(
                     f"this container takes no more jobs: {self._ended or 'it was not started'}"
                 )
-            live[self.number] = self
             collector = Collector()
-            memory = self._watchdog()
-            run = Run(
-                self._channels, self._report, self._reader, job, message, sink or collector, stdin, memory
-            )
             try:
+                live[self.number] = self
+                memory = self._watchdog()
+                run = Run(
+                    self._channels, self._report, self._reader, job, message, sink or collector, stdin, memory
+                )
                 ending = run.run(ready=self._take_ready())
                 if ending.why == "failed":
                     raise self._start_error()
@@ -302,7 +309,11 @@ class Container:
                 self._ready = any(isinstance(message, frames.Ready) for message in self._reader.feed(data))
         return self._ready
 
-    def _message(self, job: JobSpec, variables: Mapping[str, object], *, can_ask: bool) -> frames.Job:
+    def _message(
+        self, job: JobSpec, variables: Mapping[str, object], stdin: bytes | int | None, *, can_ask: bool
+    ) -> frames.Job:
+        if self.keep and isinstance(stdin, int):
+            raise SpecError("stdin", "one of several jobs takes bytes, not a descriptor")
         data: dict[str, bytes] = {}
         pickled: dict[str, bytes] = {}
         for name, value in variables.items():
@@ -326,6 +337,7 @@ class Container:
             pickled=pickled,
             ask=can_ask,
             keep=self.keep,
+            stdin=stdin if self.keep and isinstance(stdin, bytes) else b"",
         )
 
     def _environment(self, job: JobSpec) -> dict[str, str]:

@@ -57,7 +57,12 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
     Raises:
         SpecError: a path that is not there, or options at odds with each other.
     """
-    base = os.getcwd()  # noqa: PTH109 - as text
+    try:
+        base = os.getcwd()  # noqa: PTH109 - as text
+    except OSError as error:
+        raise SpecError(
+            "--workdir", f"the current folder is gone: {error.strerror}; change to one that is"
+        ) from None
     workdir = filesystem.resolve_workdir("--workdir", given.get("workdir", base))
     binds = tuple(filesystem.resolve_bind("--bind", bind, base) for bind in given.get("bind", ()))
     namespaces = given.get("ns")
@@ -88,9 +93,20 @@ def job_spec(given: Mapping[str, Any], **rest: Any) -> JobSpec:
     job = JobSpec(**{**plain, **rest})
     if len(job.code) > MAX_CODE:
         raise SpecError("code", f"its {len(job.code)} characters are more than {MAX_CODE}")
+    _check_text("code", job.code)
+    for words in (job.argv, *job.env):
+        _check_text("argv" if words is job.argv else "env", "".join(words))
     if job.kind == "program" and (not job.argv or not job.argv[0] or any("\0" in word for word in job.argv)):
         raise SpecError("argv", "needs a program, and no word may hold a zero byte")
     return job
+
+
+def _check_text(option: str, text: str) -> None:
+    """What goes in is UTF-8; half a surrogate pair has no such form."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SpecError(option, f"is not text: it holds half a surrogate pair at {error.start}") from None
 
 
 def container_from(given: ContainerOptions) -> ContainerSpec:
@@ -112,7 +128,8 @@ def job_from(
     """
     checked = options.convert(dict(given), ("job",))
     if isinstance(code_or_argv, str):
-        return job_spec(checked, kind="cell", code=code_or_argv, outputs=tuple(outputs))
+        names = options.BY_NAME["outputs"].parse("outputs", outputs)
+        return job_spec(checked, kind="cell", code=code_or_argv, outputs=names)
     if variables or tuple(outputs):
         raise SpecError("variables", "a program has none; give it text with input=")
     return job_spec(checked, kind="program", argv=tuple(os.fspath(word) for word in code_or_argv))

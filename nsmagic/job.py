@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _READ_BYTES: Final = 1 << 20
 _DRAIN_BYTES: Final = 4 << 20
 _MAX_DISPLAYS: Final = 10_000
+_LEAST_FRAME: Final = 64
+_FRAME_BYTES: Final = 1 << 20
+_MOST_STATUS: Final = 0xFFFF
 _DEADLINE_GRACE: Final = 1.0
 _BUILD_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 1.0
@@ -139,14 +142,15 @@ class Ending:
 
     Attributes:
         why: ``done`` (the runner said so), ``exited`` (init said so, or is gone), ``kept`` (one job of
-            several), ``output-limit``, ``deadline``, ``memory`` (the watchdog) or ``failed`` (never built).
+            several), ``output-limit``, ``deadline``, ``memory`` (the watchdog), ``bad-frame`` or ``failed``
+            (never built).
         wall: seconds.
         done: the runner's last word.
         status: of a kept job's process, as waitpid(2) gives it.
         failure: the exception that a cell ended with.
         no_program: errno of an exec that failed.
         dropped: bytes over the output limit.
-        bad_frame: why the control channel was closed.
+        bad_frame: what it sent that makes no sense.
     """
 
     why: str
@@ -194,6 +198,7 @@ class Run:
         self._ended: str | None = None
         self._began = time.monotonic()
         self._room = job.output_limit
+        self._frame_room = max(job.output_limit, _FRAME_BYTES)
         self._displays = 0
         self._display_ids: dict[str, str] = {}
         self._control_open = True
@@ -212,9 +217,11 @@ class Run:
         poll.register(channels.report.fileno(), select.POLLIN)
         if self._source >= 0:
             poll.register(self._source, select.POLLIN)
-        elif not self._to_stdin and not self._keep:
+        elif self._keep:
+            pass  # each job's input goes with its frame
+        elif not self._to_stdin:
             channels.close_stdin()
-        elif self._to_stdin:
+        else:
             poll.register(channels.stdin, select.POLLOUT)
         self._want_control()
         if ready:
@@ -225,6 +232,8 @@ class Run:
                     self._handle(descriptor, event)
             if self._ended is None:
                 self._check_clocks()
+        if self._ended == "kept":
+            channels.set_deadline(0)  # it was this job's, and the container goes on
         self.ending.why = self._ended
         self.ending.wall = time.monotonic() - self._began
         return self.ending
@@ -300,11 +309,12 @@ class Run:
         return len(data)
 
     def _take_output(self, name: str, data: bytes) -> None:
-        if len(data) > self._room:
-            self.ending.dropped += len(data) - self._room
+        room = max(self._room, 0)
+        if len(data) > room:
+            self.ending.dropped += len(data) - room
             if self._job.at_output_limit == "stop":
                 self._ended = "output-limit"
-            data = data[: self._room]
+            data = data[:room]
         if data:
             self._room -= len(data)
             self._sink.stream(name, data)
@@ -382,14 +392,34 @@ class Run:
             return False
         try:
             for message in self._reader.feed(data):
+                self._count_frame(message, self._reader.length)
                 self._take_frame(message)
                 if self._ended is not None:
                     return False
         except frames.FrameError as error:
-            # One bad frame ends the channel: nothing that follows can be believed either.
-            self.ending.bad_frame = str(error)
-            self._close_control()
+            # Nothing that follows can be believed either.
+            self._end_badly(str(error))
         return self._control_open
+
+    def _end_badly(self, problem: str) -> None:
+        """A frame that makes no sense ends the channel; of several jobs none could be told from the next."""
+        self.ending.bad_frame = problem
+        self._close_control()
+        if self._keep and self._ended is None:
+            self._ended = "bad-frame"
+
+    def _count_frame(self, message: frames.FromRunner, length: int) -> None:
+        """Rich output is output; and of the other frames there may be many, but not without end."""
+        match message:
+            case frames.Display():
+                self._room -= length
+            case frames.Ready() | frames.Done():
+                return
+            case _:
+                self._frame_room -= max(length, _LEAST_FRAME)
+        full = self._room < 0 and self._job.at_output_limit == "stop"
+        if (full or self._frame_room < 0) and self._ended is None:
+            self._ended = "output-limit"
 
     def _close_control(self) -> None:
         if self._control_open:
@@ -427,19 +457,22 @@ class Run:
                     self._ended = "done"
             case frames.Exited(status=status):
                 self._drain()
-                self.ending.status = status
-                if self._keep and self._ended is None:
-                    self._ended = "kept"
+                self._take_exited(status)
+
+    def _take_exited(self, status: int) -> None:
+        if not 0 <= status <= _MOST_STATUS or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+            self._end_badly(f"{status}, which is no way for a process to end")
+        elif self._keep and self._ended is None:
+            self.ending.status = status
+            self._ended = "kept"
 
     def _show(self, message: frames.Display) -> None:
         self._displays += 1
-        size = sum(len(value) for value in message.data.values() if isinstance(value, str | bytes))
-        if size > self._room or self._displays > _MAX_DISPLAYS:
-            self.ending.dropped += size
-            if self._job.at_output_limit == "stop" and self._ended is None:
-                self._ended = "output-limit"
+        if self._room < 0 or self._displays > _MAX_DISPLAYS:
+            self.ending.dropped += sum(
+                len(value) for value in message.data.values() if isinstance(value, str | bytes)
+            )
             return
-        self._room -= size
         output = firewall.filter_bundle(message.data, message.metadata, trusted=self._job.rich == "trusted")
         kind = "result" if message.kind == "result" else "display"
         display_id = self._own_id(message.display_id)

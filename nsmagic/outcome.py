@@ -5,6 +5,7 @@ Out of memory is read from the kernel's own count of kills, never guessed from s
 
 from __future__ import annotations
 
+import errno
 import os
 import signal as signals
 from dataclasses import dataclass
@@ -57,8 +58,15 @@ def judge(
     own = _own_end(ending, exited)
     if own.outcome == "exited" and own.exit_status == 0:
         return own
+    return _blame(ending, own, usage, spec, stopping=stopping)
+
+
+def _blame(ending: Ending, own: Verdict, usage: Usage, spec: ContainerSpec, *, stopping: bool) -> Verdict:
+    """What made it fail, if it was not the job itself."""
     if usage.oom_kills or ending.why == "memory":
         return Verdict("out-of-memory", signal=own.signal, detail=_memory(usage, spec))
+    if ending.why == "bad-frame":
+        return Verdict("stopped", detail=f"stopped, because it sent {ending.bad_frame}")
     if stopping and ending.why == "exited":
         return Verdict("stopped", detail="stopped by its owner")
     if usage.pids_refused:
@@ -71,8 +79,7 @@ def judge(
 def _own_end(ending: Ending, exited: Exit | None) -> Verdict:
     """As the job's own process ended."""
     if ending.no_program is not None:
-        missing = exited is not None and os.waitstatus_to_exitcode(exited.status) == _NOT_FOUND
-        status = _NOT_FOUND if missing else _NOT_EXECUTABLE
+        status = _NOT_FOUND if ending.no_program in {errno.ENOENT, errno.ENOTDIR} else _NOT_EXECUTABLE
         return Verdict(
             "exited", status, detail=f"the program could not be run: {os.strerror(ending.no_program)}"
         )

@@ -17,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nsmagic import Result
+    from nsmagic import Container, Result
 
 AT_LEAST = {"cgroup_v1": "cgroup v1", "cgroup_v2": "cgroup v2"}
 
@@ -122,45 +122,20 @@ def look(quiet: Path) -> Callable[..., Any]:
     return look_inside
 
 
-class Kept:
-    """A container that takes several jobs, asked for by the names of options."""
-
-    def __init__(self, **options: Any) -> None:
-        from nsmagic import Container
-        from nsmagic.api import container_spec
-        from nsmagic.options import convert
-
-        self.container = Container(container_spec(convert(options, ("container",))))
-
-    def run(self, code: str | list[str], **options: Any) -> Result:
-        """Run a cell, or a program if it is a list."""
-        from nsmagic.api import job_spec
-        from nsmagic.options import convert
-
-        more = {name: options.pop(name) for name in ("stdin", "variables", "sink", "can_ask") if name in options}
-        outputs = tuple(options.pop("outputs", ()))
-        given = convert(options, ("job",))
-        if isinstance(code, str):
-            job = job_spec(given, kind="cell", code=code, outputs=outputs)
-        else:
-            job = job_spec(given, kind="program", argv=tuple(code))
-        return self.container.run(job, **more)
-
-
 @pytest.fixture
-def keep(quiet: Path) -> Iterator[Callable[..., Kept]]:
+def keep(quiet: Path) -> Iterator[Callable[..., Container]]:
     """Give a function that builds a container for several jobs; it is stopped at the end."""
-    built: list[Kept] = []
+    from nsmagic import Container
 
-    def build(**options: Any) -> Kept:
-        kept = Kept(**options)
-        kept.container.start()
-        built.append(kept)
-        return kept
+    built: list[Container] = []
+
+    def build(**options: Any) -> Container:
+        built.append(Container(**options).start())
+        return built[-1]
 
     yield build
-    for kept in built:
-        kept.container.stop()
+    for container in built:
+        container.stop()
 
 
 @pytest.fixture(autouse=True)

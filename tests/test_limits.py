@@ -375,7 +375,7 @@ def test_a_container_is_below_the_group_of_its_owner(keep: Any) -> None:
     own = cgroups.own_groups()
     kept = keep()
     kept.run("pass").check()
-    lines = Path(f"/proc/{kept.container.init_pid}/cgroup").read_text().splitlines()
+    lines = Path(f"/proc/{kept.init_pid}/cgroup").read_text().splitlines()
     groups = {line.split(":")[1]: line.split(":", 2)[2] for line in lines}
     for names, path in groups.items():
         for name in names.split(","):

@@ -104,6 +104,7 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
         pickled: likewise, values that only pickle could carry; they come from the owner, who is trusted.
         ask: whether ``input()`` may ask the owner.
         keep: fork for this job and take another one afterwards.
+        stdin: with ``keep``, the job's standard input; else that is a pipe.
     """
 
     kind: str
@@ -117,6 +118,7 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
     pickled: dict[str, bytes]
     ask: bool
     keep: bool
+    stdin: bytes = b""
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
@@ -255,9 +257,10 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self.length = 0
 
     def feed(self, data: bytes) -> Iterator[FromRunner]:
-        """Add bytes and give the frames that are complete.
+        """Add bytes and give the frames that are complete; ``length`` is that of the last, in bytes.
 
         Raises:
             FrameError: malformed, too long or of unknown type; the channel is of no more use.
@@ -276,4 +279,5 @@ class FrameReader:
                 message = _from_runner.decode(body)
             except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
                 raise FrameError(f"a malformed frame: {str(error)[:200]}") from None
+            self.length = length
             yield message

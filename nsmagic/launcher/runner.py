@@ -136,9 +136,19 @@ def serve(shell: RunnerShell | None) -> NoReturn:
         child = os.fork()
         if child == 0:
             _reseed()
+            _replace_stdin(job.stdin)
             _run(job, channel, shell)
         _, status = os.waitpid(child, 0)
         channel.send(frames.Exited(status))
+
+
+def _replace_stdin(data: bytes) -> None:
+    """One of several jobs has an input of its own: what came with it."""
+    memory = os.memfd_create("stdin")
+    os.write(memory, data)
+    os.lseek(memory, 0, os.SEEK_SET)
+    os.dup2(memory, 0)
+    os.close(memory)
 
 
 def _run(job: frames.Job, channel: Channel, shell: RunnerShell | None) -> NoReturn:
@@ -172,8 +182,9 @@ def _run_python(job: frames.Job, channel: Channel, shell: RunnerShell | None) ->
 
 def _execute(argv: list[str], channel: Channel) -> NoReturn:
     flush()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # What Python ignores, a program must not inherit.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - the program that was asked for
     except OSError as error:

@@ -89,6 +89,10 @@ class RunnerShell(InteractiveShell):  # type: ignore[misc]
         """From now on, frames go to the owner."""
         self.channel = channel
 
+    def ask_exit(self) -> None:
+        """``exit`` and ``quit``."""
+        raise SystemExit(0)
+
     def init_virtualenv(self) -> None:
         """The launcher's ``sys.path`` is the owner's already."""
 

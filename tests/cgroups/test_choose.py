@@ -60,6 +60,18 @@ def test_mechanisms_are_found_once() -> None:
     cgroups.close()
 
 
+def test_looking_leaves_nothing_behind() -> None:
+    code = """
+import glob, os
+from nsmagic import cgroups
+cgroups.mechanisms()
+owns = {own.directory for own in cgroups.own_groups().values()}
+print([base for own in owns for base in glob.glob(f"{own}/nsmagic-{os.getpid()}-*")])
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+
+
 def test_own_groups_hold_this_process() -> None:
     own = cgroups.own_groups()
     if not own:
@@ -110,7 +122,7 @@ lost = [each.what for each in choice.missing if each.what != "swap"]
 print(choice.mechanism.name, lost, sorted(choice.rlimits))
 print(choice.rlimits[resource.RLIMIT_NPROC], choice.enforced["pids"])
 group = choice.create()
-print(group.directories, group.open_procs(), group.open_directory(), group.usage() == cgroups.Usage())
+print(group.directories, group.open_joins(), group.open_directory(), group.usage() == cgroups.Usage())
 """).splitlines()
     numbers = sorted([resource.RLIMIT_AS, resource.RLIMIT_NPROC])
     assert said == [

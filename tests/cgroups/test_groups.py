@@ -63,6 +63,18 @@ def run(group: cgroups.Group, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(code, process.returncode, output)
 
 
+def join(group: cgroups.Group, pid: int) -> None:
+    """Put a process of one thread into the group, from outside and without clone3."""
+    joins = group.open_joins()
+    directory = group.open_directory()
+    if directory is not None:
+        joins.append(os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory))
+        os.close(directory)
+    for descriptor in joins:
+        os.write(descriptor, str(pid).encode())
+        os.close(descriptor)
+
+
 class Started:
     """Python code that runs in the group; ended and reaped at the end."""
 
@@ -73,13 +85,14 @@ class Started:
             stdout=subprocess.PIPE,
             text=True,
         )
-        procs = group.open_procs()
-        for descriptor in procs:
-            os.write(descriptor, str(self.process.pid).encode())
-            os.close(descriptor)
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        try:
+            join(group, self.process.pid)
+            assert self.process.stdin is not None
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> subprocess.Popen[str]:
         return self.process
@@ -276,8 +289,8 @@ def test_kill_without_a_switch_ends_a_group_that_forks(mechanism: cgroups.Mechan
     need(mechanism, Limits(pids=1))
     group = mechanism.create(Limits(pids=20))
     assert isinstance(group, v2.DirectoryGroup)
-    group.places = {name: place for name, place in group.places.items() if name == "pids"}
     with Started(group, BOMB) as process:
+        group.places = {name: place for name, place in group.places.items() if name == "pids"}
         wait_until(lambda: len(group.pids()) > 10)
         before = group.usage().pids_refused
         group.kill()
@@ -294,13 +307,15 @@ def test_kill_without_a_switch_ends_a_group_that_forks(mechanism: cgroups.Mechan
 def test_an_open_directory_takes_a_new_process(mechanism: cgroups.Mechanism) -> None:
     group = mechanism.create(Limits())
     descriptor = group.open_directory()
-    if mechanism.name == "cgroup v2":
+    assert isinstance(group, v2.DirectoryGroup)
+    if "" in group.places:
         assert descriptor is not None
-        assert str(pathlib.Path(f"/proc/self/fd/{descriptor}").readlink()) == group.directories[0]
+        assert str(pathlib.Path(f"/proc/self/fd/{descriptor}").readlink()) == group.places[""]
+        assert group.places[""] in group.directories
         assert not os.get_inheritable(descriptor)
         os.close(descriptor)
     else:
-        assert descriptor is None  # one of several directories would not be all
+        assert descriptor is None  # cgroup v1 alone
     assert group.remove()
 
 
@@ -373,7 +388,9 @@ import os, subprocess, sys
 from nsmagic import cgroups
 group = cgroups.choose(cgroups.Limits(), userns=False, best_effort=False).create()
 child = subprocess.Popen(["sleep", "1000"])
-for descriptor in group.open_procs(): os.write(descriptor, str(child.pid).encode())
+joins, directory = group.open_joins(), group.open_directory()
+if directory is not None: joins.append(os.open("cgroup.procs", os.O_WRONLY, dir_fd=directory))
+for descriptor in joins: os.write(descriptor, str(child.pid).encode())
 print(child.pid, *group.directories, flush=True)
 sys.stdin.readline()
 """

@@ -73,9 +73,7 @@ def test_a_group_that_is_not_ours_is_left_as_it_is(mechanism: v2.V2) -> None:
     own = mechanism.make(Limits())  # stands for a group that somebody else made for one process
     own_directory = own.directories[0]
     with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-        for descriptor in own.open_procs():
-            os.write(descriptor, str(process.pid).encode())
-            os.close(descriptor)
+        pathlib.Path(own_directory, "cgroup.procs").write_text(str(process.pid))
         # The controllers must reach it, or there is nothing to find.
         offered = pathlib.Path(own_directory, "cgroup.controllers").read_text().split()
         assert v2.handed_over(own_directory, "/some/group") is False
