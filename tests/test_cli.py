@@ -218,7 +218,7 @@ def test_a_limit_that_cannot_be_enforced_is_refused() -> None:
 
 
 def test_too_few_descriptors_is_one_line() -> None:
-    line = f"ulimit -n 11; exec {' '.join(COMMAND)} run -c \"print('ran')\""
+    line = f"ulimit -n 14; exec {' '.join(COMMAND)} run -c \"print('ran')\""
     ended = subprocess.run(["sh", "-c", line], capture_output=True, timeout=SECONDS, check=False)
     assert (ended.returncode, ended.stdout) == (125, b"")
     assert re.fullmatch(rb"nsmagic: .*\n", ended.stderr)

@@ -19,6 +19,7 @@ import pytest
 
 import nsmagic
 from nsmagic import cgroups, standbys
+from nsmagic.container import live
 from nsmagic.launcher import client
 
 if TYPE_CHECKING:
@@ -361,17 +362,15 @@ def test_threads_that_start_the_launcher_at_once_start_one(children_of: Callable
 
 def settle(until: Callable[..., bool], children_of: Callable[[int], set[int]]) -> tuple[list[str], int, list[str]]:
     """With no standby and nothing in the launcher: our descriptors, how many the launcher has, and our groups."""
-    keeper = standbys.current()
     nsmagic.run("pass")
+    keeper = standbys.current()
+    keeper.stop()
+    assert keeper._keeper is not None
+    keeper._keeper.join(10)  # now it builds no more
+    standbys._standbys = standbys.Standbys()
     launcher = client.start()
-    launcher.wait_ready()
     gc.collect()
-
-    def empty() -> bool:
-        keeper.drop()  # the keeper's thread may build one more meanwhile
-        return keeper._wanted.empty() and not children_of(launcher.pid)
-
-    assert until(empty), f"the launcher still has containers: {children_of(launcher.pid)}"
+    assert until(lambda: not children_of(launcher.pid)), f"the launcher still has containers: {list(live)}"
     until(lambda: not leftover_groups(), 1)
     # The launcher opens a file now and then, so the least of several looks counts.
     launchers = min(len(os.listdir(f"/proc/{launcher.pid}/fd")) for _ in range(20))
@@ -405,12 +404,13 @@ def test_fifty_runs_leave_nothing(
 ) -> None:
     nsmagic.run(code, **options)
     before, mounts = settle(until, children_of), Path("/proc/self/mountinfo").read_text()
+    nsmagic.run(code, **options)
     threads = threading.active_count()
     for _ in range(50 if code == "print(1)" and not options else 10):
         nsmagic.run(code, **options)
+    assert threading.active_count() == threads
     assert settle(until, children_of) == before
     assert Path("/proc/self/mountinfo").read_text() == mounts
-    assert threading.active_count() == threads
 
 
 def leftover_groups() -> list[str]:
