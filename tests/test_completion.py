@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from IPython.core.completer import IPCompleter, provisionalcompleter
-from IPython.core.interactiveshell import InteractiveShell
 
 from nsmagic import options
 from nsmagic.completion import candidates, matcher
@@ -86,10 +85,3 @@ def test_the_completer_replaces_the_whole_word(completer: IPCompleter, code: str
 def test_only_the_first_line_has_options(completer: IPCompleter) -> None:
     assert "%%contain\n%%contain --mem" not in texts(completer, "%%contain\n%%contain --me")
     assert texts(completer, "%%contain --me\nx = 1", len("%%contain --me")) == ["%%contain --mem\nx = 1"]
-
-
-def test_a_shell_asks_it() -> None:
-    shell = InteractiveShell()
-    shell.Completer.custom_matchers.append(matcher)
-    _, found = shell.complete("", "%%contain --stat", 16)
-    assert [each for each in found if each.endswith("stats")]
