@@ -84,28 +84,39 @@ class Channels:
 
 
 def make() -> tuple[Channels, list[int]]:
-    """New channels, and the container's ends in the order in which the launcher takes them."""
-    control, their_control = socket.socketpair()
-    report, their_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    their_lifeline, lifeline = os.pipe()
-    their_stdin, stdin = os.pipe()
-    stdout, their_stdout = os.pipe()
-    stderr, their_stderr = os.pipe()
+    """New channels, and the container's ends in the order in which the launcher takes them.
+
+    Raises:
+        OSError: there are no more descriptors; none is left open.
+    """
+    made: list[int] = []
+    try:
+        control, their_control = (end.detach() for end in socket.socketpair())
+        made += control, their_control
+        report, their_report = (
+            end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        )
+        made += report, their_report
+        pipes = []
+        for _ in range(4):
+            pipes.append(os.pipe())
+            made += pipes[-1]
+    except OSError:
+        for descriptor in made:
+            os.close(descriptor)
+        raise
+    (their_lifeline, lifeline), (their_stdin, stdin), (stdout, their_stdout), (stderr, their_stderr) = pipes
     for pipe in (stdin, stdout, stderr):
         # A larger pipe saves wake-ups; the kernel may refuse it to a user who has many (EPERM).
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, _F_SETPIPE_SZ, PIPE_BYTES)
-        os.set_blocking(pipe, False)
-    control.setblocking(False)  # noqa: FBT003 - likewise
-    report.setblocking(False)  # noqa: FBT003 - likewise
-    channels = Channels(control, report, lifeline, stdin, stdout, stderr)
-    client.owned.update({control.fileno(), report.fileno(), lifeline, stdin, stdout, stderr})
-    theirs = [
-        their_control.detach(),
-        their_report.detach(),
-        their_lifeline,
-        their_stdin,
-        their_stdout,
-        their_stderr,
-    ]
-    return channels, theirs
+    for descriptor in (control, report, stdin, stdout, stderr):
+        os.set_blocking(descriptor, False)
+    ours = Channels(
+        socket.socket(fileno=control), socket.socket(fileno=report), lifeline, stdin, stdout, stderr
+    )
+    # A socket object made from a descriptor takes it for blocking, and would wait on its own account.
+    ours.control.setblocking(False)  # noqa: FBT003 - the library's signature
+    ours.report.setblocking(False)  # noqa: FBT003 - likewise
+    client.owned.update({control, report, lifeline, stdin, stdout, stderr})
+    return ours, [their_control, their_report, their_lifeline, their_stdin, their_stdout, their_stderr]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import pickle
@@ -10,9 +11,10 @@ import re
 import sys
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic import cgroups, channels, intake, values
+from nsmagic import cgroups, channels, firewall, intake, values
 from nsmagic.errors import (
     LauncherError,
     NsmagicError,
@@ -44,7 +46,7 @@ _END_SECONDS: Final = 1.0
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _KEPT_ENVIRONMENT: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 
-live: dict[int, Container] = {}
+live: weakref.WeakValueDictionary[int, Container] = weakref.WeakValueDictionary()
 """The containers that have a job or are kept open, by number."""
 
 
@@ -131,31 +133,31 @@ class Container:
             HostError: the kernel refused a limit.
         """
         launcher = client.start()
-        group = self._plan.choice.create()
-        try:
-            joins = group.open_joins()
-            directory = group.open_directory()
-        except OSError:
-            group.remove()
-            raise
-        ours, theirs = channels.make()
-        theirs += joins if directory is None else [*joins, directory]
-        try:
-            request = self._plan.request(
-                self.number, tuple(group.directories), joins=len(joins), into_cgroup=directory is not None
-            )
-            sent = launcher.send(request, theirs)
-        except NsmagicError:
-            ours.close()
-            group.remove()
-            raise
-        finally:
-            for descriptor in theirs:
-                os.close(descriptor)
+        _sweep_once(os.getpid())
+        with contextlib.ExitStack() as undo:
+            group = self._plan.choice.create()
+            undo.callback(group.remove)
+            try:
+                ours, theirs = channels.make()
+            except OSError as error:
+                raise StartError(
+                    "channels", "pipe2()", error.errno or 0, f"no channels: {error.strerror}"
+                ) from error
+            undo.callback(ours.close)
+            with contextlib.ExitStack() as given:
+                for descriptor in theirs:
+                    given.callback(os.close, descriptor)
+                joins, directory = group.open_joins(), group.open_directory()
+                groups = joins if directory is None else [*joins, directory]
+                for descriptor in groups:
+                    given.callback(os.close, descriptor)
+                request = self._plan.request(
+                    self.number, tuple(group.directories), joins=len(joins), into_cgroup=directory is not None
+                )
+                if not launcher.send(request, [*theirs, *groups]):
+                    raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}")
+            undo.pop_all()
         self._channels, self._launcher, self._group = ours, launcher, group
-        if not sent:
-            self.stop()
-            raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}")
         return self
 
     def stop(self) -> None:
@@ -177,11 +179,18 @@ class Container:
         self._ended = self._ended or why
         if self._channels is None:
             return
-        self._channels.close()
-        self._channels = None
+        self._close_channels()
         if self._launcher is None or not self._launcher.send(frames.Release(self.number)):
             # The launcher is gone; the lifeline ends init all the same, and its directories are ours.
             self._remove_group()
+
+    def _close_channels(self) -> None:
+        if self._channels is not None:
+            self._channels.close()
+            self._channels = None
+        scratch, self._report.scratch = self._report.scratch, None
+        if scratch is not None:
+            os.close(scratch)
 
     def _remove_group(self) -> None:
         if self._group is not None:
@@ -204,8 +213,11 @@ class Container:
     def __del__(self) -> None:
         """Nothing is left behind by a container that was forgotten."""
         if self._channels is not None and self._pid == os.getpid():
+            # The collector may run us in the middle of a request to the launcher, so we make none ourselves.
             with contextlib.suppress(Exception):
-                self._release("it was forgotten")
+                self._close_channels()
+                if self._launcher is not None:
+                    self._launcher.forgotten.append(self.number)
 
     @property
     def init_pid(self) -> int | None:
@@ -296,10 +308,13 @@ class Container:
                 self._ready = self._ready or run.started
                 if ending.why == "exited" and not self._ready and not self._stopping:
                     raise self._lost()
-                return self._result(job, ending, collector)
+                result = self._result(job, ending, collector)
             except BaseException:
                 self._release("its job was interrupted")
                 raise
+        if ending.done is not None and result.ok:
+            result.values = _decode(job, ending.done, result)
+        return result
 
     def _take_ready(self) -> bool:
         """Whether a standby has said that it waits."""
@@ -408,8 +423,6 @@ class Container:
             dropped=ending.dropped,
             written=Written(scratch, folders),
         )
-        if ending.done is not None and result.ok:
-            result.values = _decode(job, ending.done)
         self._seen = group_usage
         if ending.why != "kept":
             self._release(result.describe())
@@ -493,6 +506,13 @@ class Container:
         return StartError("payload", "", 0, "its processes ended before its job began")
 
 
+@functools.cache
+def _sweep_once(pid: int) -> None:
+    """Remove what owners left that were killed together with their launchers."""
+    del pid
+    cgroups.sweep()
+
+
 def _since(now: float | None, before: float | None) -> float | None:
     return None if now is None else now - (before or 0.0)
 
@@ -501,15 +521,17 @@ def _since_count(now: int | None, before: int | None) -> int | None:
     return None if now is None else now - (before or 0)
 
 
-def _decode(job: JobSpec, done: frames.Done) -> dict[str, Any]:
+def _decode(job: JobSpec, done: frames.Done, result: Result) -> dict[str, Any]:
     found = {}
     for name in job.outputs:
         if name in done.values:
             try:
                 found[name] = values.decode(done.values[name])
             except values.NotDataError as problem:
-                raise ValueTransferError(name, str(problem)) from None
+                raise ValueTransferError(name, str(problem), result) from None
         else:
             reason = done.problems.get(name, "it did not come out")
-            raise ValueTransferError(name, f"cannot be taken out: {reason[:500]}")
+            raise ValueTransferError(
+                name, f"cannot be taken out: {firewall.clean_stream(reason[:500])}", result
+            )
     return found

@@ -77,11 +77,13 @@ class ValueTransferError(NsmagicError):
 
     Attributes:
         name: the variable's name.
+        result: how the run went, where it was run.
     """
 
-    def __init__(self, name: str, problem: str) -> None:
+    def __init__(self, name: str, problem: str, result: object = None) -> None:
         super().__init__(f"{name}: {problem}")
         self.name = name
+        self.result = result
 
 
 class ExtractionError(NsmagicError):

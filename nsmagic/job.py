@@ -33,6 +33,7 @@ _MAX_DISPLAYS: Final = 10_000
 _LEAST_FRAME: Final = 64
 _FRAME_BYTES: Final = 1 << 20
 _MOST_STATUS: Final = 0xFFFF
+_MOST_OWED: Final = 1 << 16
 _DEADLINE_GRACE: Final = 1.0
 _BUILD_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 1.0
@@ -190,6 +191,8 @@ class Run:
     ) -> None:
         self._channels, self._report, self._reader, self._job = channels, report, reader, job
         self._keep, self._sink, self._memory = message.keep, sink, memory
+        self._can_ask = message.ask
+        reader.limit = frames.MAX_FRAME if job.outputs else frames.MAX_SMALL_FRAME
         self._to_runner = bytearray(frames.encode_frame(message))
         self._source = stdin if isinstance(stdin, int) else -1
         self._to_stdin = memoryview(stdin) if isinstance(stdin, bytes) else memoryview(b"")
@@ -377,6 +380,8 @@ class Run:
 
     def _tell(self, message: frames.Answer | frames.Go) -> None:
         self._to_runner += frames.encode_frame(message)
+        if len(self._to_runner) > _MOST_OWED and self.started:
+            raise frames.FrameError("frames that want answers which it does not read")
         self._write_control()
 
     def _read_control(self) -> bool:
@@ -447,7 +452,9 @@ class Run:
             case frames.Ask(prompt=prompt, password=password):
                 self._drain()
                 shown = firewall.clean_stream(prompt[:10_000])
-                self._tell(frames.Answer(self._sink.ask(shown, password=password)))
+                # Whether one may ask is for us to say, not for what may be a forgery.
+                answer = self._sink.ask(shown, password=password) if self._can_ask else None
+                self._tell(frames.Answer(answer))
             case frames.NoProgram(errno=errno):
                 self.ending.no_program = errno
             case frames.Done():
@@ -469,11 +476,13 @@ class Run:
     def _show(self, message: frames.Display) -> None:
         self._displays += 1
         if self._room < 0 or self._displays > _MAX_DISPLAYS:
-            self.ending.dropped += sum(
-                len(value) for value in message.data.values() if isinstance(value, str | bytes)
-            )
+            self.ending.dropped += self._reader.length
             return
-        output = firewall.filter_bundle(message.data, message.metadata, trusted=self._job.rich == "trusted")
+        data = {mime: frames.loads(raw) for mime, raw in message.data.items()}
+        metadata = frames.loads(message.metadata)
+        if not isinstance(metadata, dict):
+            raise frames.FrameError("metadata of no known form")
+        output = firewall.filter_bundle(data, metadata, trusted=self._job.rich == "trusted")
         kind = "result" if message.kind == "result" else "display"
         display_id = self._own_id(message.display_id)
         self._sink.display(output, kind, display_id, update=message.update and display_id is not None)
@@ -490,7 +499,10 @@ class Run:
 
     def _read_source(self) -> None:
         """Copy from the owner's descriptor, one piece at a time, as fast as it is taken."""
-        data = os.read(self._source, 1 << 16)
+        try:
+            data = os.read(self._source, 1 << 16)
+        except OSError:  # a folder, a terminal that hung up: nothing to read
+            data = b""
         self._poll.unregister(self._source)
         if data:
             self._to_stdin = memoryview(data)

@@ -166,4 +166,8 @@ def make_plan(spec: ContainerSpec, python_path: tuple[str, ...]) -> Plan:
     limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
     choice = cgroups.choose(limits, userns="user" in wanted, best_effort=spec.best_effort)
     root = filesystem.build_root(spec, identity, python_path)
+    if wanted and "pid" not in wanted and not identity.as_root:
+        root.notes.append("without a PID namespace the code can send signals to all of your processes")
+    if wanted and "mount" not in wanted and not identity.as_root:
+        root.notes.append("without a mount namespace the code can read and write all of your files")
     return Plan(spec, namespaces, added, identity, root, choice)

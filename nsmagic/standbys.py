@@ -14,8 +14,8 @@ import threading
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 
+from nsmagic import cgroups
 from nsmagic.container import Container
-from nsmagic.errors import NsmagicError
 from nsmagic.launcher import client
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Standbys:
     def _keep(self) -> None:
         """In a thread of its own, so that a run answers before the next standby is built."""
         while (spec := self._wanted.get()) is not None:
-            with contextlib.suppress(NsmagicError, OSError):  # whoever runs the next one is told
+            with contextlib.suppress(Exception):  # whoever runs the next one is told
                 self._prepare(spec)
             del spec
 
@@ -134,7 +134,10 @@ def current() -> Standbys:
 
 
 def _stop() -> None:
+    """At the end of the process, in this order: the containers, the launcher, their groups."""
     current().stop()
+    client.stop()
+    cgroups.close()
 
 
 atexit.register(_stop)

@@ -17,6 +17,14 @@ from typing import Any, Final
 import msgspec
 
 MAX_DEPTH: Final = 64
+MAX_OBJECTS: Final = 8 << 20
+"""Encoded bytes of lists, dicts and the like: decoded, their objects may take 70 times as much."""
+MAX_HASHED: Final = 10_000
+"""Members of a set, or keys, that somebody could have chosen for all to have the same hash."""
+
+_TEXT_OR_BYTES: Final = frozenset({0xC4, 0xC5, 0xC6, 0xD9, 0xDA, 0xDB})
+_EXTS: Final = {0xD4: 1, 0xD5: 1, 0xD6: 1, 0xD7: 1, 0xD8: 1, 0xC7: 2, 0xC8: 3, 0xC9: 5}
+"""MessagePack's extension headers, and where in them the type stands."""
 
 _TUPLE, _SET, _FROZENSET, _INTEGER, _COMPLEX, _ARRAY, _SCALAR, _FRAME, _SERIES, _PAIRS, _DATETIME, _DATE = (
     range(1, 13)
@@ -42,14 +50,25 @@ def decode(data: bytes) -> Any:
     """The value that the bytes stand for.
 
     Raises:
-        NotDataError: the bytes are malformed.
+        NotDataError: the bytes are malformed, or would take much more memory or time than their size tells.
     """
     try:
-        return msgspec.msgpack.decode(data, ext_hook=_unpack)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, EOFError, OverflowError) as error:
-        raise NotDataError(f"malformed value: {str(error)[:200]}") from None
-    except (MemoryError, ImportError) as error:
-        raise NotDataError(f"this value cannot be held here: {error}") from None
+        return _decode(data)
+    except NotDataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - numpy and pandas raise what they like at bytes made to hurt
+        raise NotDataError(f"malformed value ({type(error).__name__})") from None
+
+
+def _decode(data: bytes | memoryview | msgspec.Raw) -> Any:
+    """Text, bytes and arrays of any size; other values up to ``MAX_OBJECTS`` bytes."""
+    view = memoryview(data)
+    kind = view[0] if len(view) > 0 else 0
+    plain = 0xA0 <= kind <= 0xBF or kind in _TEXT_OR_BYTES  # noqa: PLR2004 - MessagePack's fixstr
+    large = kind in _EXTS and view[_EXTS[kind]] in {_ARRAY, _SCALAR, _FRAME, _SERIES}
+    if len(view) > MAX_OBJECTS and not plain and not large:
+        raise NotDataError(f"more than {MAX_OBJECTS} bytes of single objects; use an array, or write a file")
+    return msgspec.msgpack.decode(data, ext_hook=_unpack)
 
 
 def _ext(code: int, value: object) -> msgspec.msgpack.Ext:
@@ -141,13 +160,41 @@ def _load_npy(data: memoryview) -> Any:
     return np.load(file, allow_pickle=False, max_header_size=4096)
 
 
-def _unpack_index(index: Any) -> Any:
+def _hashable(members: list[Any]) -> list[Any]:
+    """Members whose hashes nobody can have made all equal; or few of them.
+
+    Python's hash of text is keyed, that of numbers is not: of whole numbers beyond 64 bits, of fractions and of
+    tuples one can make any number with one hash, and then a set of them takes quadratic time.
+    """
+    if len(members) > MAX_HASHED and not all(
+        type(each) in (str, bytes, bool) or (type(each) is int and -_INT64 <= each < _INT64)
+        for each in members
+    ):
+        raise NotDataError(
+            f"more than {MAX_HASHED} members of a set, or keys, that are not text or plain numbers"
+        )
+    return members
+
+
+def _unpack_index(raw: msgspec.Raw, length: int) -> Any:
     import pandas as pd  # noqa: PLC0415 - only where a frame arrives
 
+    index = _decode(raw)
     if isinstance(index, list):
         start, stop, step = (int(part) for part in index)
-        return pd.RangeIndex(start, stop, step)
-    return pd.Index(index["values"], name=index["name"])
+        found = pd.RangeIndex(start, stop, step)
+    else:
+        found = pd.Index(_column(index["values"]), name=index["name"])
+    if len(found) != length:
+        raise NotDataError("an index whose length is not that of its columns")
+    return found
+
+
+def _column(values: Any) -> Any:
+    """A list or an array of one dimension: anything else pandas would spread over the whole index."""
+    if not isinstance(values, list) and getattr(values, "ndim", 0) != 1:
+        raise NotDataError("a column that is no list and no array")
+    return values
 
 
 def _unpack(code: int, data: memoryview) -> Any:  # noqa: C901, PLR0911 - the same table the other way
@@ -159,36 +206,41 @@ def _unpack(code: int, data: memoryview) -> Any:  # noqa: C901, PLR0911 - the sa
         return _load_npy(data)
     if code == _SCALAR:
         return _load_npy(data)[()]
-    inner = msgspec.msgpack.decode(data, ext_hook=_unpack)
+    if code in (_FRAME, _SERIES):
+        return _unpack_pandas(code, data)
+    inner = _decode(data)
     if code == _TUPLE:
         return tuple(inner)
     if code == _SET:
-        return set(inner)
+        return set(_hashable(inner))
     if code == _FROZENSET:
-        return frozenset(inner)
+        return frozenset(_hashable(inner))
     if code == _COMPLEX:
         return complex(*inner)
     if code == _PAIRS:
+        _hashable([key for key, _ in inner])
         return {key: item for key, item in inner}  # noqa: C416 - each must be a pair; dict() takes more
     if code == _DATETIME:
         return dt.datetime.fromisoformat(inner)
     if code == _DATE:
         return dt.date.fromisoformat(inner)
-    if code in (_FRAME, _SERIES):
-        return _unpack_pandas(code, inner)
     raise NotDataError(f"unknown kind of value {code}")
 
 
-def _unpack_pandas(code: int, inner: Any) -> Any:
+def _unpack_pandas(code: int, data: memoryview) -> Any:
     import pandas as pd  # noqa: PLC0415 - only where a frame arrives
 
     if code == _SERIES:
-        name, index, column = inner
-        return pd.Series(column, index=_unpack_index(index), name=name)
-    index, columns = inner
-    rows = _unpack_index(index)
-    frame = pd.DataFrame(
-        {i: pd.Series(column, index=rows) for i, (_, _, column) in enumerate(columns)}, index=rows
+        name, index, column = msgspec.msgpack.decode(data, type=tuple[msgspec.Raw, msgspec.Raw, msgspec.Raw])
+        values = _column(_decode(column))
+        return pd.Series(values, index=_unpack_index(index, len(values)), name=_decode(name))
+    index, raw_columns = msgspec.msgpack.decode(
+        data, type=tuple[msgspec.Raw, list[tuple[msgspec.Raw, msgspec.Raw, msgspec.Raw]]]
     )
-    frame.columns = pd.Index([name for name, _, _ in columns])
+    columns = [_column(_decode(column)) for _, _, column in raw_columns]
+    if not columns:
+        return pd.DataFrame()
+    rows = _unpack_index(index, len(columns[0]))
+    frame = pd.DataFrame({i: pd.Series(column, index=rows) for i, column in enumerate(columns)}, index=rows)
+    frame.columns = pd.Index([_decode(name) for name, _, _ in raw_columns])
     return frame

@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nsmagic import Container, Result
+
+# A shared machine is slow now and then, and the tree may belong to somebody else.
+settings.register_profile("nsmagic", database=None, deadline=None)
+settings.load_profile("nsmagic")
 
 AT_LEAST = {"cgroup_v1": "cgroup v1", "cgroup_v2": "cgroup v2"}
 
@@ -33,7 +38,9 @@ def lacks(marker: str) -> str:
 
         if AT_LEAST[marker] not in [mechanism.name for mechanism in cgroups.mechanisms()]:
             reasons = [each.reason for each in cgroups.unavailable() if each.mechanism == AT_LEAST[marker]]
-            return f"host: no {AT_LEAST[marker]} that may be written to: {'; '.join(reasons) or 'not mounted'}"
+            return (
+                f"host: no {AT_LEAST[marker]} that may be written to: {'; '.join(reasons) or 'not mounted'}"
+            )
     return ""
 
 

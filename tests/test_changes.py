@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 if not sys.platform.startswith("linux"):
-    pytest.skip("overlayfs and namespaces are Linux's", allow_module_level=True)
+    pytest.skip("host: not Linux", allow_module_level=True)
 
 FOREIGN = 65534  # a container's host uid where the tests run as root
 DEADLINE = 20.0  # seconds until something that should happen soon counts as not happening
@@ -87,7 +87,7 @@ class Box:
         except (OSError, ValueError):
             self.end()
             errors = self.process.stderr.read() if self.process.stderr else ""
-            pytest.skip(f"no overlay in a user namespace here: {errors.strip()}")
+            pytest.skip(f"host: no user namespaces with an overlay: {errors.strip()[:80]}")
         self.layers = (
             Layer("/work", str(self.lower), self.upper_fd),
             Layer("/tmp", None, self.private_fd),
@@ -155,13 +155,13 @@ def box(request: pytest.FixtureRequest) -> Iterator[Box]:
     To root the container's files belong to a foreign uid, to a user they are its own.
     """
     if shutil.which("unshare") is None:
-        pytest.skip("util-linux's unshare is not installed")
+        pytest.skip("host: no program unshare")
     root = os.getuid() == 0
     if request.param == "root" and not root:
-        pytest.skip("what root meets can only be tested as root")
+        pytest.skip("host: not root")
     python = foreign_python() if root else sys.executable
     if python is None:
-        pytest.skip("no Python here that an ordinary user may run")
+        pytest.skip("host: no Python that an ordinary user may run")
     place = Path(tempfile.mkdtemp(prefix="nsmagic-changes-"))  # not tmp_path: others may not enter it
     place.chmod(0o755)
     for folder in ("lower/d/e", "lower/gone", "lower/keep", "mnt", "out"):
@@ -407,7 +407,7 @@ def test_the_newer_whiteout(box: Box) -> None:
             (Path(path) / "a").touch()
             os.setxattr(f"{path}/a", "user.overlay.whiteout", b"")
     except OSError as error:
-        pytest.skip(f"no user xattrs on this kernel's tmpfs (Linux 6.6): {error}")
+        pytest.skip(f"host: Linux older than 6.6: {error}")
     assert lines(box.list()) == ["deleted /work/a file 0"]
     with pytest.raises(ExtractionError, match="deleted by the container"):
         save(box.layers, "a", box.out / "a")
@@ -504,7 +504,7 @@ def test_a_layer_whose_top_has_mode_000(box: Box) -> None:
 def test_a_folder_that_cannot_be_opened_is_named(box: Box) -> None:
     """An ordinary user meets a folder of somebody else: the list is incomplete and says so."""
     if os.getuid():
-        pytest.skip("only root can make a folder that belongs to somebody else")
+        pytest.skip("host: not root")
     with effective(0):
         (box.out / "locked").mkdir(0o000)
     with folder_layer(box.out) as layer:
@@ -601,7 +601,7 @@ def test_special_files_stay_behind(box: Box) -> None:
 def test_devices_stay_behind(box: Box) -> None:
     """A device is never opened, whoever made it."""
     if os.geteuid():
-        pytest.skip("making a device needs root")
+        pytest.skip("host: not root")
     os.mknod(box.out / "dev", stat.S_IFCHR | 0o666, os.makedev(1, 5))
     with folder_layer(box.out) as layer:
         assert lines(list_changes([layer])) == ["added /tmp/dev other 0"]

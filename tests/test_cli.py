@@ -106,13 +106,17 @@ def test_code_with_arguments() -> None:
 
 def test_a_script_with_arguments(folder: Path) -> None:
     script = folder / "script.py"
-    script.write_text("import sys\nprint(sys.argv, __name__, __file__)\nif __name__ == '__main__': print('é')\n")
+    script.write_text(
+        "import sys\nprint(sys.argv, __name__, __file__)\nif __name__ == '__main__': print('é')\n"
+    )
     assert run("--hostname", "box", "script.py", "--help", "b") == (
         "['script.py', '--help', 'b'] __main__ script.py\né\n"
     )
 
 
-def test_a_script_outside_the_working_directory(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_script_outside_the_working_directory(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     script = tmp_path_factory.mktemp("elsewhere") / "script.py"
     script.write_text("import os\nprint(os.getcwd())")
     assert run(script) == f"{folder}\n"
@@ -180,11 +184,20 @@ def test_exit_status(words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--timeout", "200ms", "--", "sleep", "1000"), "nsmagic: time limit: it ran longer than 200 ms (--timeout)"),
+        (
+            ("--timeout", "200ms", "--", "sleep", "1000"),
+            "nsmagic: time limit: it ran longer than 200 ms (--timeout)",
+        ),
         (("--output-limit", "1K", "-c", "print('x' * 9999)"), "nsmagic: stopped at the output limit"),
-        (("--output-limit", "1K:drop", "-c", "print('x' * 9999)"), "nsmagic: 8976 bytes of output over the limit"),
+        (
+            ("--output-limit", "1K:drop", "-c", "print('x' * 9999)"),
+            "nsmagic: 8976 bytes of output over the limit",
+        ),
         (("--", "sh", "-c", "kill -SEGV $$"), "nsmagic: killed by signal 11 (SIGSEGV)"),
-        (("--", "no-such-program-anywhere"), "nsmagic: the program could not be run: No such file or directory"),
+        (
+            ("--", "no-such-program-anywhere"),
+            "nsmagic: the program could not be run: No such file or directory",
+        ),
         (("--", "/etc/passwd"), "nsmagic: the program could not be run: Permission denied"),
     ],
 )
@@ -255,12 +268,16 @@ def test_standard_input_may_be_closed() -> None:
     assert (ended.returncode, ended.stdout) == (0, b"0\n"), ended.stderr
 
 
-def test_standard_input_that_nobody_reads_does_not_hold_it(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_standard_input_that_nobody_reads_does_not_hold_it(
+    start: Callable[..., subprocess.Popen[bytes]],
+) -> None:
     process = start("-c", "print('done')", stdin=subprocess.PIPE)
     assert process.wait(SECONDS) == 0
 
 
-def test_standard_input_that_never_ends_does_not_hold_it(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_standard_input_that_never_ends_does_not_hold_it(
+    start: Callable[..., subprocess.Popen[bytes]],
+) -> None:
     with open("/dev/zero", "rb") as endless:
         process = start("--", "head", "-c", "3", stdin=endless)
         assert process.wait(SECONDS) == 0
@@ -317,7 +334,8 @@ def test_a_reader_that_goes_away_ends_it(
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)],
 )
 def test_a_signal_ends_it_and_leaves_nothing(
     start: Callable[..., subprocess.Popen[bytes]], until: Callable[..., bool], number: int, status: int

@@ -176,10 +176,10 @@ EPERM, EAGAIN, ENOSPC, ENOSYS, CLONE_NEWUSER = 1, 11, 28, 38, 0x10000000
 def python(before: list[str], code: str, *words: str) -> Any:
     """What a script printed last, as JSON; skip where this host cannot be made into that one."""
     if before and shutil.which(before[0]) is None:
-        pytest.skip(f"{before[0]} is not installed (Debian packages: bubblewrap, util-linux)")
+        pytest.skip(f"host: no program {before[0]}")
     trial = subprocess.run([*before, "true"], capture_output=True, text=True, timeout=30, check=False)
     if trial.returncode:
-        pytest.skip(f"{' '.join(before)} does not work here: {trial.stderr.strip()}")
+        pytest.skip(f"host: {' '.join(before)[:60]} does not work: {trial.stderr.strip()[:80]}")
     environment = {**os.environ, "PYTHONPATH": HOME}
     command = [*before, sys.executable, "-c", code, *words]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
@@ -340,7 +340,7 @@ def test_a_folder_that_may_not_be_entered_is_named() -> None:
             Path(closed).mkdir(mode=0o700)
             os.chown(closed, 12345, 12345)
         elif os.access(closed, os.X_OK):
-            pytest.skip("/root is open to everybody on this host")
+            pytest.skip("host: /root is open to everybody")
         found = run(ORDINARY, ns="uts", workdir=closed)
     assert found["error"] == "StartError"
     assert f"may not enter {closed}" in found["remedy"]
@@ -386,7 +386,7 @@ def test_too_many_processes_of_a_user_are_told() -> None:
 def test_too_many_processes_of_a_group_are_told() -> None:
     own = cgroups.own_groups().get("pids")
     if own is None:
-        pytest.skip("the pids controller is not in a cgroup v1 hierarchy here")
+        pytest.skip("host: no cgroup v1 with pids")
     place = Path(own.directory, f"nsmagic-test-{os.getpid()}")
     place.mkdir()
     try:

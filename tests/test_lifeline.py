@@ -49,7 +49,9 @@ LONG = "import os, time\nif os.fork():\n os.write(1, b'x')\ntime.sleep(60)"
 
 
 @contextlib.contextmanager
-def owner(cell: str = LONG, before: str = "", **options: Any) -> Iterator[tuple[subprocess.Popen[str], int, list[int], list[str]]]:
+def owner(
+    cell: str = LONG, before: str = "", **options: Any
+) -> Iterator[tuple[subprocess.Popen[str], int, list[int], list[str]]]:
     """A process that owns a container with a long cell: it, its launcher, the container's processes and groups."""
     code = OWNER.format(options=options, cell=cell, before=before)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -73,7 +75,9 @@ def descendants(pid: int) -> list[int]:
     wait = [pid]
     while wait:
         try:
-            new = [int(child) for child in Path(f"/proc/{wait[0]}/task/{wait[0]}/children").read_text().split()]
+            new = [
+                int(child) for child in Path(f"/proc/{wait[0]}/task/{wait[0]}/children").read_text().split()
+            ]
         except OSError:
             new = []
         found += new
@@ -124,7 +128,6 @@ def test_a_terminated_owner_leaves_nothing(until: Callable[..., bool]) -> None:
         assert until(lambda: not any(map(os.path.exists, directories)), 1), directories
 
 
-@pytest.mark.root
 def test_without_a_pid_namespace_nothing_is_left_either(until: Callable[..., bool]) -> None:
     cell = "import os, time\nfor _ in range(3):\n if os.fork() == 0: os.setsid(); os.fork()\nos.write(1, b'x')\ntime.sleep(60)"
     with owner(cell, ns="all-pid") as (process, launcher, pids, directories):
@@ -202,6 +205,7 @@ def test_a_launcher_that_died_leaves_no_standby_of_its_own(
     nsmagic.run("pass").check()
     assert until(lambda: any(standbys.current()._waiting.values()))
     (standby,) = [each for waiting in standbys.current()._waiting.values() for each in waiting]
+    assert until(lambda: standby.init_pid is not None)
     init = standby.init_pid
     assert init is not None
     launcher = client.start()
@@ -254,7 +258,9 @@ except nsmagic.StoppedError:
 print(nsmagic.run('print(7)').stdout)
 """
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
     pid, *rest = done.stdout.split()
     assert rest == ["stopped", "7"]
     assert time.monotonic() - began < 10
@@ -274,7 +280,9 @@ except KeyboardInterrupt:
     from nsmagic.container import live
     print('interrupted', len(live))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
     assert done.stdout == "interrupted 0\n"
 
 
@@ -360,7 +368,9 @@ def test_threads_that_start_the_launcher_at_once_start_one(children_of: Callable
 # ---- nothing is left behind ------------------------------------------------------------------
 
 
-def settle(until: Callable[..., bool], children_of: Callable[[int], set[int]]) -> tuple[list[str], int, list[str]]:
+def settle(
+    until: Callable[..., bool], children_of: Callable[[int], set[int]]
+) -> tuple[list[str], int, list[str]]:
     """With no standby and nothing in the launcher: our descriptors, how many the launcher has, and our groups."""
     nsmagic.run("pass")
     keeper = standbys.current()
@@ -436,7 +446,9 @@ def test_runs_that_cannot_start_leave_nothing(
     assert settle(until, children_of) == before
 
 
-def test_a_forgotten_container_is_ended(until: Callable[..., bool], children_of: Callable[[int], set[int]]) -> None:
+def test_a_forgotten_container_is_ended(
+    until: Callable[..., bool], children_of: Callable[[int], set[int]]
+) -> None:
     before = settle(until, children_of)
     container = nsmagic.Container().start()
     container.run("pass").check()
@@ -445,7 +457,9 @@ def test_a_forgotten_container_is_ended(until: Callable[..., bool], children_of:
     assert settle(until, children_of) == before
 
 
-def test_a_result_keeps_its_files_and_nothing_else(project: Path, until: Callable[..., bool], children_of: Callable[[int], set[int]]) -> None:
+def test_a_result_keeps_its_files_and_nothing_else(
+    project: Path, until: Callable[..., bool], children_of: Callable[[int], set[int]]
+) -> None:
     before = settle(until, children_of)
     results = [nsmagic.run("open('f', 'w').write('x')") for _ in range(3)]
     during = settle(until, children_of)

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
+SOCKETS = """
+import resource, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+keep = []
+for _ in range(1500):
+    keep.append(socket.socketpair())
+    keep[-1][0].setblocking(False)
+    try:
+        while True: keep[-1][0].send(bytes(1 << 16))
+    except BlockingIOError: pass
+"""
 HOG = "hog = bytearray({size})\nfor at in range(0, len(hog), 4096): hog[at] = 1\nprint('survived')"
 
 
@@ -87,9 +98,7 @@ def test_files_count_against_memory(place: str) -> None:
     [
         "import os\nfd = os.memfd_create('x')\nwhile True: os.write(fd, bytes(1 << 20))",
         "import mmap\nm = mmap.mmap(-1, 512 << 20)\nfor at in range(0, len(m), 4096): m[at] = 1",
-        "import socket\nkeep = []\nwhile True:\n a, b = socket.socketpair()\n a.setblocking(False)\n keep += [a, b]\n"
-        " try:\n  while True: a.send(bytes(1 << 16))\n except BlockingIOError: pass\n if len(keep) > 900: break\n"
-        "hog = b'x' * (512 << 20)",
+        SOCKETS,
     ],
     ids=["memfd", "shared-anonymous", "socket-buffers"],
 )
@@ -199,7 +208,9 @@ def test_two_containers_do_not_share_a_pids_limit(keep: Any) -> None:
     assert not first.run(code).ok
 
 
-@pytest.mark.parametrize("code", ["import time; time.sleep(60)", "while True: pass", "import signal; signal.pause()"])
+@pytest.mark.parametrize(
+    "code", ["import time; time.sleep(60)", "while True: pass", "import signal; signal.pause()"]
+)
 def test_timeout(code: str) -> None:
     began = time.monotonic()
     result = nsmagic.run(f"print('begun', flush=True)\n{code}", timeout=0.2)
@@ -235,7 +246,9 @@ def test_output_limit_stops() -> None:
 
 
 def test_output_limit_drops() -> None:
-    result = nsmagic.run("for _ in range(1000): print('x' * 99)\nend = 1", output_limit="10K:drop", outputs=["end"])
+    result = nsmagic.run(
+        "for _ in range(1000): print('x' * 99)\nend = 1", output_limit="10K:drop", outputs=["end"]
+    )
     assert result.ok
     assert result.values == {"end": 1}
     assert len(result.stdout_bytes) == 10 << 10
@@ -243,7 +256,9 @@ def test_output_limit_drops() -> None:
 
 
 def test_output_limit_counts_both_streams() -> None:
-    code = "import sys\nprint('a' * 6000, flush=True)\nprint('b' * 6000, file=sys.stderr, flush=True)\nend = 1"
+    code = (
+        "import sys\nprint('a' * 6000, flush=True)\nprint('b' * 6000, file=sys.stderr, flush=True)\nend = 1"
+    )
     result = nsmagic.run(code, output_limit="10K")
     assert result.outcome == "output-limit"
     assert len(result.stdout_bytes) + len(result.stderr_bytes) == 10 << 10
@@ -308,7 +323,9 @@ except OSError as error:
 
 
 def test_a_sparse_file_costs_nothing_and_harms_nobody() -> None:
-    code = "import os\nos.truncate(os.open('f', os.O_CREAT | os.O_RDWR), 1 << 40)\nprint(os.stat('f').st_blocks)"
+    code = (
+        "import os\nos.truncate(os.open('f', os.O_CREAT | os.O_RDWR), 1 << 40)\nprint(os.stat('f').st_blocks)"
+    )
     assert nsmagic.run(code, disk="2M").check().stdout == "0\n"
 
 

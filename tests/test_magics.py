@@ -238,6 +238,13 @@ def test_a_plot_is_shown(kernel: Kernel) -> None:
     assert [sorted(data) for data in cell.shown] == [["image/png", "text/plain"]]
 
 
+@pytest.mark.parametrize("line", ["%matplotlib inline", "%config InlineBackend.figure_format = 'retina'"])
+def test_the_lines_that_notebooks_with_plots_begin_with(kernel: Kernel, line: str) -> None:
+    pytest.importorskip("matplotlib", reason="host: no matplotlib")
+    cell = kernel.good(f"%%contain\n{line}\nimport matplotlib.pyplot as plt\nplt.plot([1, 3, 2]);")
+    assert [sorted(data) for data in cell.shown] == [["image/png", "text/plain"]]
+
+
 # ---- order and time of output ------------------------------------------------------
 
 
@@ -292,9 +299,9 @@ def test_prints_and_displays_keep_their_order(kernel: Kernel) -> None:
         ("stdout", "d\n"),
         ("display_data", "4"),
     ]
-    first, _, _, *_ = (m["content"]["transient"] for m in cell.messages if m["msg_type"] == "display_data") or [{}] * 3
+    first, *_ = cell.of("display_data")
     (update,) = cell.of("update_display_data")
-    assert first["display_id"] == update["transient"]["display_id"]
+    assert first["transient"]["display_id"] == update["transient"]["display_id"]
 
 
 def test_text_that_is_not_utf_8_and_control_sequences(kernel: Kernel) -> None:
@@ -468,7 +475,9 @@ def test_values_go_in_and_come_out(kernel: Kernel) -> None:
 def test_arrays_and_frames_go_in_and_come_out(kernel: Kernel) -> None:
     pytest.importorskip("numpy", reason="host: no numpy")
     pytest.importorskip("pandas", reason="host: no pandas")
-    kernel.good("import numpy as np, pandas as pd\nm = np.eye(3)\nt = pd.DataFrame({'k': ['x', 'y'], 'v': [1, 2]})")
+    kernel.good(
+        "import numpy as np, pandas as pd\nm = np.eye(3)\nt = pd.DataFrame({'k': ['x', 'y'], 'v': [1, 2]})"
+    )
     kernel.good("%%contain -i m,t -o n,u,total\nn = m * 2\nu = t.assign(w=t.v * 10)\ntotal = u.w.sum()")
     assert kernel.value("bool((n == np.eye(3) * 2).all()), n.dtype.name") == "(True, 'float64')"
     assert kernel.value("u.equals(pd.DataFrame({'k': ['x', 'y'], 'v': [1, 2], 'w': [10, 20]}))") == "True"
@@ -667,7 +676,17 @@ def test_plots_show_when_matplotlib_is_preloaded(kernel: Kernel) -> None:
 
 def test_stats(kernel: Kernel) -> None:
     (shown,) = kernel.good("%%contain --stats\nopen('a<b>', 'w').write('hi')\nNone").shown
-    for word in ("ended", "wall", "CPU", "peak memory", "processes", "written", "namespaces", "user", "network"):
+    for word in (
+        "ended",
+        "wall",
+        "CPU",
+        "peak memory",
+        "processes",
+        "written",
+        "namespaces",
+        "user",
+        "network",
+    ):
         assert re.search(rf"^{word}  +\S", shown["text/plain"], re.MULTILINE), word
     assert re.search(r"^added .*a<b> \(2 bytes\)$", shown["text/plain"], re.MULTILINE)
     assert "a&lt;b&gt;" in shown["text/html"]
@@ -683,7 +702,9 @@ def test_the_doctor(kernel: Kernel) -> None:
     ("%%contain", options.MAGIC_SCOPES), ("%contain", options.MAGIC_SCOPES), ("%contain_config", options.CONFIG_SCOPES)
 ])  # fmt: skip
 def test_help_documents_every_option(kernel: Kernel, magic: str, scopes: tuple[str, ...]) -> None:
-    (page,) = (payload for payload in kernel.good(f"{magic}?").reply["payload"] if payload["source"] == "page")
+    (page,) = (
+        payload for payload in kernel.good(f"{magic}?").reply["payload"] if payload["source"] == "page"
+    )
     text = page["data"]["text/plain"]
     for option in options.of(scopes):
         assert f"  {', '.join(option.flags)}" in text, option.name

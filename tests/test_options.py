@@ -56,7 +56,11 @@ def typed(name: str) -> set[str]:
     """The keys of a TypedDict of ``intake``, which exists for type checkers only."""
     tree = ast.parse(inspect.getsource(intake))
     (found,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
-    return {node.target.id for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    return {
+        node.target.id
+        for node in found.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
 
 
 def test_the_python_api_has_the_same_options() -> None:
@@ -73,11 +77,17 @@ def test_every_way_to_write_an_option() -> None:
     for tokens in (["--mem", "1M"], ["--mem=1M"], ["-m", "1M"], ["-m1M"], ["-m=1M"]):
         with pytest.raises(SpecError, match="out of range"):
             options.parse(tokens, MAGIC)
-        assert options.parse([token.replace("1M", "64M") for token in tokens], MAGIC) == ({"mem": 64 << 20}, [])
+        assert options.parse([token.replace("1M", "64M") for token in tokens], MAGIC) == (
+            {"mem": 64 << 20},
+            [],
+        )
 
 
 def test_options_end_at_the_first_word_that_is_none() -> None:
-    assert options.parse(["--stats", "bash", "--norc", "-m"], MAGIC) == ({"stats": True}, ["bash", "--norc", "-m"])
+    assert options.parse(["--stats", "bash", "--norc", "-m"], MAGIC) == (
+        {"stats": True},
+        ["bash", "--norc", "-m"],
+    )
     assert options.parse(["--stats", "--", "--odd"], MAGIC) == ({"stats": True}, ["--odd"])
     assert options.parse(["-", "x"], MAGIC) == ({}, ["-", "x"])
     assert options.parse([], MAGIC) == ({}, [])
@@ -122,7 +132,9 @@ def test_an_option_of_another_place_is_unknown() -> None:
 
 
 def test_names_of_modules() -> None:
-    assert options.parse(["--preload", "numpy, os.path"], options.CONFIG_SCOPES)[0] == {"preload": ("numpy", "os.path")}
+    assert options.parse(["--preload", "numpy, os.path"], options.CONFIG_SCOPES)[0] == {
+        "preload": ("numpy", "os.path")
+    }
     assert options.parse(["--preload", ""], options.CONFIG_SCOPES)[0] == {"preload": ()}
     assert "'1x' is not a module's name" in error(["--preload", "1x"], options.CONFIG_SCOPES)
 
@@ -135,7 +147,14 @@ def test_a_reserved_word_is_no_variables_name() -> None:
 
 
 def test_keywords_are_checked_like_words() -> None:
-    given = {"mem": "64M", "cpus": 1, "env": {"A": "1"}, "bind": "a:/b:rw", "ns": ["pid", "uts"], "timeout": None}
+    given = {
+        "mem": "64M",
+        "cpus": 1,
+        "env": {"A": "1"},
+        "bind": "a:/b:rw",
+        "ns": ["pid", "uts"],
+        "timeout": None,
+    }
     assert options.convert(given) == {
         "mem": 64 << 20,
         "cpus": 1.0,
@@ -164,7 +183,12 @@ def test_options_over_defaults() -> None:
 # ---- anything at all -------------------------------------------------------------------------
 
 
-@given(st.lists(st.one_of(st.text(max_size=20), st.sampled_from([f for o in options.OPTIONS for f in o.flags])), max_size=6))
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=20), st.sampled_from([f for o in options.OPTIONS for f in o.flags])),
+        max_size=6,
+    )
+)
 def test_any_words_give_options_or_a_one_line_error(tokens: list[str]) -> None:
     try:
         found, words = options.parse(tokens, MAGIC)
@@ -176,7 +200,10 @@ def test_any_words_give_options_or_a_one_line_error(tokens: list[str]) -> None:
         assert set(found) <= set(options.BY_NAME)
 
 
-@given(st.sampled_from(options.of(options.API_SCOPES)), st.one_of(st.integers(), st.floats(), st.text(), st.booleans(), st.binary()))
+@given(
+    st.sampled_from(options.of(options.API_SCOPES)),
+    st.one_of(st.integers(), st.floats(), st.text(), st.booleans(), st.binary()),
+)
 def test_any_value_is_taken_or_refused_on_one_line(option: options.Option, value: Any) -> None:
     try:
         options.convert({option.name: value})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import nsmagic
-from nsmagic import HostError, RunError, SpecError, StoppedError, ValueTransferError
+from nsmagic import HostError, RunError, SpecError, StoppedError, ValueTransferError, standbys
 from nsmagic.launcher import client
 from nsmagic.spec import JobSpec
 
@@ -119,7 +119,9 @@ def test_a_traceback_points_at_the_cells_own_line() -> None:
     assert error.value.result is result
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGALRM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGALRM]
+)
 def test_death_by_signal(number: signal.Signals) -> None:
     result = nsmagic.run(f"import os; os.kill(os.getpid(), {int(number)})")
     assert (result.outcome, result.exit_status, result.signal) == ("signaled", None, int(number))
@@ -168,9 +170,9 @@ def test_a_program_that_cannot_be_run(argv: list[str], status: int, reason: str)
 
 def test_a_program_has_default_signals() -> None:
     # As in a shell: a writer whose reader is gone dies quietly.
-    assert nsmagic.run(["sh", "-c", "yes | head -1; grep -E 'Sig(Ign|Blk)' /proc/self/status"]).check().stdout == (
-        "y\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
-    )
+    assert nsmagic.run(
+        ["sh", "-c", "yes | head -1; grep -E 'Sig(Ign|Blk)' /proc/self/status"]
+    ).check().stdout == ("y\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n")
 
 
 # ---- what goes in -----------------------------------------------------------------
@@ -213,7 +215,9 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:20])
 def test_values_travel_both_ways(value: object) -> None:
-    result = nsmagic.run("back = there\nkind = type(there).__name__", variables={"there": value}, outputs=["back", "kind"])
+    result = nsmagic.run(
+        "back = there\nkind = type(there).__name__", variables={"there": value}, outputs=["back", "kind"]
+    )
     assert result.check().values["back"] == value
     assert result.values["kind"] == type(value).__name__
     assert type(result.values["back"]) is type(value)
@@ -229,7 +233,9 @@ def test_what_only_pickle_can_carry_goes_in() -> None:
 def test_arrays_travel() -> None:
     numpy = pytest.importorskip("numpy", reason="host: numpy is not installed")
     array = numpy.arange(12.0).reshape(3, 4)
-    back = nsmagic.run("back = there * 2", variables={"there": array}, outputs=["back"]).check().values["back"]
+    back = (
+        nsmagic.run("back = there * 2", variables={"there": array}, outputs=["back"]).check().values["back"]
+    )
     assert (back == array * 2).all()
     assert back.dtype == array.dtype
 
@@ -274,8 +280,27 @@ def test_no_values_from_a_job_that_failed() -> None:
 
 
 def test_env() -> None:
-    result = nsmagic.run("import os; print(os.environ['A'], os.environ['B'])", env={"A": "1 2", "B": "ü=x"}).check()
+    result = nsmagic.run(
+        "import os; print(os.environ['A'], os.environ['B'])", env={"A": "1 2", "B": "ü=x"}
+    ).check()
     assert result.stdout == "1 2 ü=x\n"
+
+
+def test_the_environment_is_made_for_the_cell(look: Callable[..., Any]) -> None:
+    known = {
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "LANG",
+        "LC_ALL",
+        "LC_CTYPE",
+        "TZ",
+        "TERM",
+        "PWD",
+        "MPLBACKEND",
+    }
+    assert set(look("sorted(os.environ)")) <= known | {"COLUMNS", "LINES"}
 
 
 def test_the_owners_environment_stays_outside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +315,9 @@ def test_the_owners_environment_stays_outside(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_report_is_json() -> None:
-    result = nsmagic.run("open('f', 'w').write('x'); print(1)", pids=50, timeout=20, bind=["/usr/share:/data"])
+    result = nsmagic.run(
+        "open('f', 'w').write('x'); print(1)", pids=50, timeout=20, bind=["/usr/share:/data"]
+    )
     report = json.loads(json.dumps(result.report()))
     assert report["outcome"] == "exited"
     assert report["isolation"]["namespaces"]
@@ -315,7 +342,9 @@ def test_the_journal_tells_each_step() -> None:
 
 
 def test_rich_output() -> None:
-    result = nsmagic.run("from IPython.display import display, HTML\ndisplay(HTML('<b>hi</b><script>x</script>'))\n40 + 2")
+    result = nsmagic.run(
+        "from IPython.display import display, HTML\ndisplay(HTML('<b>hi</b><script>x</script>'))\n40 + 2"
+    )
     result.check()
     assert len(result.outputs) == 2
     assert result.outputs[0].data["text/html"] == "<b>hi</b>"
@@ -326,7 +355,9 @@ def test_rich_output() -> None:
 
 
 def test_nothing_of_one_run_is_in_the_next() -> None:
-    nsmagic.run("import builtins, os, sys\nbuiltins.leak = leak = 1\nos.environ['LEAK'] = '1'\nopen('/tmp/leak', 'w')").check()
+    nsmagic.run(
+        "import builtins, os, sys\nbuiltins.leak = leak = 1\nos.environ['LEAK'] = '1'\nopen('/tmp/leak', 'w')"
+    ).check()
     code = "import builtins, os\nprint('leak' in globals(), hasattr(builtins, 'leak'), 'LEAK' in os.environ, os.listdir('/tmp'))"
     # In the folder under test itself lies /tmp/pytest-…, the way to the working directory.
     out = nsmagic.run(code).check().stdout
@@ -425,7 +456,10 @@ def test_a_job_of_a_container_without_input_sees_its_end(keep: Any) -> None:
 def test_each_job_of_a_container_has_its_own_output_and_limit(keep: Any) -> None:
     container = keep()
     for number in range(3):
-        assert container.run(f"print('x' * 999)  # {number}", output_limit=1000).check().stdout == "x" * 999 + "\n"
+        assert (
+            container.run(f"print('x' * 999)  # {number}", output_limit=1000).check().stdout
+            == "x" * 999 + "\n"
+        )
 
 
 def test_values_of_each_job(keep: Any) -> None:
@@ -547,7 +581,9 @@ BAD: list[tuple[str, dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("name", "options"), BAD, ids=lambda value: repr(value)[:60])
-def test_bad_options_start_nothing(name: str, options: dict[str, Any], children_of: Callable[[int], set[int]]) -> None:
+def test_bad_options_start_nothing(
+    name: str, options: dict[str, Any], children_of: Callable[[int], set[int]]
+) -> None:
     client.stop()
     before = children_of(os.getpid())
     with pytest.raises(SpecError) as error:
@@ -600,12 +636,18 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path: Path, monkeypatch: p
         nsmagic.run("print(1)")
 
 
-def test_a_bind_that_vanishes_under_a_standby_is_no_wrong_folder(tmp_path: Path) -> None:
+def test_a_bind_that_vanishes_under_a_standby_is_no_wrong_folder(
+    tmp_path: Path, until: Callable[..., bool]
+) -> None:
     shown = tmp_path / "shown"
     shown.mkdir()
     (shown / "f").write_text("old")
     run = "print(open('/data/f').read())"
     assert nsmagic.run(run, bind=f"{shown}:/data").check().stdout == "old\n"
+    # The next one is built already, with the folder that is there now.
+    assert until(
+        lambda: any(each.spec.binds for waiting in standbys.current()._waiting.values() for each in waiting)
+    )
     shown.rename(tmp_path / "away")
     shown.mkdir()
     (shown / "f").write_text("new")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -41,9 +42,15 @@ owned: set[int] = set()
 
 
 def _forget_in_fork() -> None:
+    """In a fork of the owner: let go of what is the owner's.
+
+    The numbers stay taken, by /dev/null: objects of the owner still hold them, and will close them some day.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in owned:
         with contextlib.suppress(OSError):
-            os.close(descriptor)
+            os.dup2(null, descriptor, inheritable=False)
+    os.close(null)
     owned.clear()
 
 
@@ -74,6 +81,7 @@ class Launcher:
         self.path = python_path()
         self.started = time.monotonic()
         self._lock = threading.Lock()
+        self.forgotten: deque[int] = deque()
         self._hello: frames.Hello | None = None
         self._log = os.memfd_create("nsmagic-launcher-log")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -155,6 +163,9 @@ class Launcher:
             raise LauncherError(f"too many or too long binds: the request has {len(packet)} bytes")
         with self._lock:
             try:
+                # Containers that were forgotten while somebody was here; see Container.__del__.
+                while self.forgotten:
+                    self._socket.send(frames.encode(frames.Release(self.forgotten.popleft())))
                 socket.send_fds(self._socket, [packet], list(descriptors))
             except OSError:
                 return False

@@ -9,7 +9,7 @@ This module knows no other.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
@@ -20,6 +20,13 @@ MAX_REQUEST: Final = 160 * 1024
 """Bytes of one packet to the launcher; the kernel's default limit for a packet is 208 KiB."""
 MAX_FRAME: Final = 64 * 1024 * 1024
 """Bytes of one frame from a runner."""
+MAX_SMALL_FRAME: Final = 20 * 1024 * 1024
+"""Likewise, where no values were asked for."""
+MAX_OBJECTS: Final = 1024 * 1024
+"""Bytes of a value that is not one text or one run of bytes: its objects may take 70 times as much memory."""
+MAX_ENTRIES: Final = 1000
+MAX_LINES: Final = 10_000
+MAX_NAME: Final = 1000
 LENGTH: Final = struct.Struct("!I")
 
 
@@ -142,7 +149,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Display(msgspec.Struct, frozen=True, tag="display"):
-    """Rich output.
+    """Rich output.  Its values stay undecoded until their size is known to be bearable; see ``loads``.
 
     Attributes:
         kind: ``display`` or ``result`` (a cell's last expression).
@@ -151,9 +158,9 @@ class Display(msgspec.Struct, frozen=True, tag="display"):
     """
 
     kind: str
-    data: dict[str, Any]
-    metadata: dict[str, Any]
-    display_id: str | None = None
+    data: Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=MAX_ENTRIES)]
+    metadata: msgspec.Raw
+    display_id: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] | None = None
     update: bool = False
 
 
@@ -168,7 +175,7 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
 
     ename: str
     evalue: str
-    traceback: list[str]
+    traceback: Annotated[list[str], msgspec.Meta(max_length=MAX_LINES)]
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
@@ -194,8 +201,8 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """
 
     exit_status: int
-    values: dict[str, bytes]
-    problems: dict[str, str]
+    values: Annotated[dict[str, bytes], msgspec.Meta(max_length=MAX_ENTRIES)]
+    problems: Annotated[dict[str, str], msgspec.Meta(max_length=MAX_ENTRIES)]
 
 
 class Exited(msgspec.Struct, frozen=True, tag="exited"):
@@ -210,6 +217,8 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
 
 FromRunner = Ready | Display | Clear | Failure | Ask | NoProgram | Done | Exited
 
+_TEXT_OR_BYTES: Final = frozenset({0xC4, 0xC5, 0xC6, 0xD9, 0xDA, 0xDB})
+_any = msgspec.msgpack.Decoder()
 _encoder = msgspec.msgpack.Encoder()
 _from_runner = msgspec.msgpack.Decoder(FromRunner)
 _to_runner: msgspec.msgpack.Decoder[ToRunner] = msgspec.msgpack.Decoder(ToRunner)
@@ -249,14 +258,33 @@ def decode_to_runner(body: bytes) -> ToRunner:
     return _to_runner.decode(body)
 
 
+def loads(raw: msgspec.Raw) -> Any:
+    """A value that came undecoded.
+
+    Raises:
+        FrameError: malformed, or of too many objects.
+    """
+    kind = bytes(memoryview(raw)[:1])
+    plain = kind and (0xA0 <= kind[0] <= 0xBF or kind[0] in _TEXT_OR_BYTES)  # noqa: PLR2004 - MessagePack's fixstr
+    if not plain and len(memoryview(raw)) > MAX_OBJECTS:
+        raise FrameError("a value of too many objects")
+    try:
+        return _any.decode(raw)
+    except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError):
+        raise FrameError("a malformed value") from None
+
+
 class FrameReader:
     """Cuts a runner's bytes into frames, and decodes them; for the owner's side.
 
-    Memory is bounded by ``MAX_FRAME``.
+    Attributes:
+        limit: bytes of one frame, and so of memory.
+        length: bytes of the frame that was given last.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self.limit = MAX_SMALL_FRAME
         self.length = 0
 
     def feed(self, data: bytes) -> Iterator[FromRunner]:
@@ -268,8 +296,8 @@ class FrameReader:
         self._buffer += data
         while len(self._buffer) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._buffer)
-            if length > MAX_FRAME:
-                raise FrameError(f"a frame of {length} bytes is over the limit of {MAX_FRAME}")
+            if length > self.limit:
+                raise FrameError(f"a frame of {length} bytes, over the limit of {self.limit}")
             end = LENGTH.size + length
             if len(self._buffer) < end:
                 return
@@ -277,7 +305,8 @@ class FrameReader:
             del self._buffer[:end]
             try:
                 message = _from_runner.decode(body)
-            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
-                raise FrameError(f"a malformed frame: {str(error)[:200]}") from None
+            except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError):
+                # Not said how: the decoder's words would quote the frame's, and those are hostile.
+                raise FrameError("a malformed frame") from None
             self.length = length
             yield message

@@ -8,6 +8,7 @@ taken over by the user's code**, so the owner believes nothing of what it says t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import getpass
 import io
 import os
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from nsmagic.launcher.shell import RunnerShell
 
 CONTROL: Final = 3
+_PR_SET_DUMPABLE: Final = 4
 _EXIT_FAILED: Final = 1
 _EXIT_NOT_EXECUTABLE: Final = 126
 _EXIT_NOT_FOUND: Final = 127
@@ -133,13 +135,24 @@ def serve(shell: RunnerShell | None) -> NoReturn:
             os._exit(_EXIT_FAILED)
         if not job.keep:
             _run(job, channel, shell)
+        _set_dumpable(0)  # a job may look into its own memory, not into ours, where the next job comes
         child = os.fork()
         if child == 0:
+            _set_dumpable(1)
             _reseed()
             _replace_stdin(job.stdin)
             _run(job, channel, shell)
         _, status = os.waitpid(child, 0)
+        if os.getppid() == 1:
+            # In our own PID namespace "everybody" is what the job has left: it must not meet the next.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
         channel.send(frames.Exited(status))
+
+
+def _set_dumpable(value: int) -> None:
+    """See PR_SET_DUMPABLE(2const)."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, value, 0, 0, 0)
 
 
 def _replace_stdin(data: bytes) -> None:

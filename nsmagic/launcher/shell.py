@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from nsmagic.launcher.runner import Channel
 
 
+def _raw(value: dict[str, Any]) -> Any:
+    """A value that the receiver takes undecoded; the sender encodes it like any other."""
+    return value
+
+
 class _Nowhere:
     """Takes what the launcher itself displays while it warms up."""
 
@@ -48,7 +53,9 @@ class FramePublisher(DisplayPublisher):  # type: ignore[misc]
         """Send one rich output."""
         del source, rest
         display_id = (transient or {}).get("display_id")
-        message = frames.Display("display", data, metadata or {}, display_id and str(display_id), update)
+        message = frames.Display(
+            "display", _raw(data), _raw(metadata or {}), display_id and str(display_id), update
+        )
         self.shell.channel.show(message)
 
     def clear_output(self, wait: bool = False) -> None:  # noqa: FBT001, FBT002 - IPython's signature
@@ -64,7 +71,7 @@ class FrameDisplayHook(DisplayHook):  # type: ignore[misc]
 
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
         """Send the value in all its formats."""
-        self.shell.channel.show(frames.Display("result", format_dict, md_dict or {}))
+        self.shell.channel.show(frames.Display("result", _raw(format_dict), _raw(md_dict or {})))
 
     def quiet(self) -> bool:
         """Whether the cell ends with a semicolon, which asks for no display."""

@@ -39,6 +39,7 @@ MAX_DESCRIPTORS: Final = 32
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _REMOVAL_RETRY_MS: Final = 5
 _REMOVAL_TRIES: Final = 400
+_STRAY_SECONDS: Final = 2.0
 
 
 class _Child:
@@ -52,7 +53,14 @@ class _Child:
     def __init__(self, pid: int, directories: Sequence[str]) -> None:
         self.pid = pid
         self.ended = pid < 0
-        self.pidfd = -1 if self.ended else os.pidfd_open(pid)
+        self.pidfd = -1
+        if not self.ended:
+            try:
+                self.pidfd = os.pidfd_open(pid)
+            except OSError:  # no descriptor, no memory: then no container either, and the launcher lives on
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                self.ended = True
         self.directories = list(directories)
         self.released = False
         self.tries = 0
@@ -178,7 +186,7 @@ class Launcher:
         if entry.owner is None or os.geteuid() != 0:
             return -1
         key = (*entry.owner, request.host_uid, request.host_gid)
-        if key not in self._idmaps:
+        if self._idmaps.get(key, -1) < 0:
             self._idmaps[key] = lib.nsm_userns_for_idmap(*key)
         return self._idmaps[key]
 
@@ -207,16 +215,22 @@ class Launcher:
         self._end_strays()
 
     def _end_strays(self) -> None:
-        """A container without a PID namespace whose init was killed leaves orphans, and they come to us."""
+        """A container without a PID namespace whose init was killed leaves orphans, and they come to us.
+
+        Each that ends may send us its own children, so this goes on until none is left; two seconds at most.
+        """
         known = {child.pid for child in self._children.values()}
-        with contextlib.suppress(OSError):
-            text = f"/proc/self/task/{os.getpid()}/children"
-            with open(text, encoding="ascii") as file:  # noqa: PTH123 - hot, and no path to speak of
+        deadline = time.monotonic() + _STRAY_SECONDS
+        while time.monotonic() < deadline:
+            with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:  # noqa: PTH123 - hot
                 strays = [int(pid) for pid in file.read().split() if int(pid) not in known]
+            if not strays:
+                return
             for stray in strays:
-                os.kill(stray, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(stray, 0)
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(stray, signal.SIGKILL)
+                    os.waitpid(stray, os.WNOHANG)
+            time.sleep(0.001)
 
     def _end(self) -> NoReturn:
         """The owner is gone: end every container, remove every directory, then go too."""
@@ -224,6 +238,7 @@ class Launcher:
             child.kill()
         for child in self._children.values():
             child.reap()
+        self._end_strays()
         parents = {os.path.dirname(path) for child in self._children.values() for path in child.directories}  # noqa: PTH120
         left = list(self._children.values())
         while left:
@@ -263,6 +278,11 @@ def _preload(config: dict[str, Any]) -> list[tuple[str, str]]:
 def main() -> NoReturn:
     """Run the launcher; the last argument is JSON: ``owner`` (a descriptor), ``preload``, ``cells``."""
     config = json.loads(sys.argv[-1])
+    if os.geteuid() == 0:
+        # A payload keeps our supplementary groups (its user namespace forbids it to drop them), and root's may
+        # open sockets that are as good as root.
+        with contextlib.suppress(PermissionError):
+            os.setgroups([])
     # Without a PID namespace a killed init's children would become the machine's; so they become ours.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with warnings.catch_warnings():

@@ -70,22 +70,26 @@ static void tell_exit(const char *cause, int status)
     (void)!send(REPORT, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* Without a PID namespace our end ends nobody else: end our descendants by hand, until none is left. */
+/*
+ * Without a PID namespace our end ends nobody else: end our descendants by hand, a generation at a time, until
+ * none is left.  Orphans come to us (PR_SET_CHILD_SUBREAPER); one that is yet to come has not been killed, so
+ * we wait only for those that have been.
+ */
 static void end_descendants(void)
 {
-    for (int round = 0; round < 1000; round++) {
+    for (int round = 0; round < 100000; round++) {
         FILE *list = fopen("/proc/thread-self/children", "re");
         if (!list)
             return;
-        int child;
-        while (fscanf(list, "%d", &child) == 1)
-            kill(child, SIGKILL);
+        pid_t killed[256];
+        int count = 0;
+        while (count < 256 && fscanf(list, "%d", &killed[count]) == 1)
+            kill(killed[count++], SIGKILL);
         fclose(list);
-        /* Orphans come to us (PR_SET_CHILD_SUBREAPER), so ECHILD means that the whole tree is gone. */
-        while (waitpid(-1, NULL, 0) > 0)
-            continue;
-        if (errno == ECHILD)
+        if (count == 0)
             return;
+        for (int i = 0; i < count; i++)
+            waitpid(killed[i], NULL, 0);
     }
 }
 
@@ -134,9 +138,9 @@ void nsm_init(const struct nsm_plan *plan, pid_t payload, struct nsm_journal *jo
         nsm_report(report, NSM_REPORT_FAILED, journal);
         _exit(1);
     }
-    /* Nobody in here may look into init or stop it by way of /proc. */
-    if (nsm_caps_drop(plan, journal) < 0 || nsm_seccomp(journal) < 0 ||
-        NSM_TRY(journal, prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl(PR_SET_DUMPABLE, 0)") < 0) {
+    /* Nobody in here may look into init by way of /proc; so that comes before init is no more than they are. */
+    if (NSM_TRY(journal, prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl(PR_SET_DUMPABLE, 0)") < 0 ||
+        nsm_caps_drop(plan, journal) < 0 || nsm_seccomp(journal) < 0) {
         nsm_report(REPORT, NSM_REPORT_FAILED, journal);
         _exit(1);
     }

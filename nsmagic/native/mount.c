@@ -233,6 +233,8 @@ struct option {
 static int attach_new(int root, const char *type, const struct option *options, size_t count,
                       const char *target, struct nsm_journal *journal)
 {
+    /* A terminal is a device: a devpts without devices would be of no use. */
+    bool terminals = strcmp(type, "devpts") == 0;
     int context = (int)NSM_TRY(journal, syscall(SYS_fsopen, type, FSOPEN_CLOEXEC), "fsopen(\"%s\")", type);
     if (context < 0)
         return -1;
@@ -247,8 +249,10 @@ static int attach_new(int root, const char *type, const struct option *options, 
                 "fsconfig(\"%s\", FSCONFIG_CMD_CREATE)", type) < 0)
         return close_keeping_errno(context, -1);
     int tree = (int)NSM_TRY(journal,
-                            syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV),
-                            "fsmount(\"%s\", MOUNT_ATTR_NOSUID|MOUNT_ATTR_NODEV)", type);
+                            syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
+                                    MOUNT_ATTR_NOSUID | (terminals ? MOUNT_ATTR_NOEXEC : MOUNT_ATTR_NODEV)),
+                            "fsmount(\"%s\", MOUNT_ATTR_NOSUID|%s)", type,
+                            terminals ? "MOUNT_ATTR_NOEXEC" : "MOUNT_ATTR_NODEV");
     close_keeping_errno(context, 0);
     if (tree < 0)
         return -1;

@@ -15,6 +15,7 @@
 #include "nsmagic.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -37,10 +38,12 @@
 #ifndef SYS_clone3
 #define SYS_clone3 435
 #endif
+#define SYS_OPENAT2 437
 #define SYS_PIDFD_GETFD 438
 #define SYS_PROCESS_MADVISE 440
 #define SYS_MOUNT_SETATTR 442
 #define SYS_QUOTACTL_FD 443
+#define SYS_FCHMODAT2 452
 #define SYS_OPEN_TREE_ATTR 467
 
 #define DENY(call, why) {SYS_##call, EPERM, #call, why}
@@ -57,6 +60,7 @@ static const struct nsm_denied denied[] = {
     /* Namespaces and mounts: a nested user namespace gives back every capability to attack the kernel with. */
     DENY(unshare, "makes namespaces"),
     DENY(setns, "enters namespaces"),
+    {SYS_OPENAT2, ENOSYS, "openat2", "makes files by a mode that a filter cannot read"},
     {SYS_clone3, ENOSYS, "clone3", "makes namespaces by flags that a filter cannot read"},
     DENY(mount, "mounts"),
     DENY(umount2, "uncovers what a mount hides"),
@@ -152,7 +156,7 @@ static void add(struct program *program, struct sock_filter instruction)
 }
 
 #define LOAD(field) \
-    ((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field)))
+    ((struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (unsigned)offsetof(struct seccomp_data, field)))
 #define LOAD_ARGUMENT(n) LOAD(args[n]) /* both architectures are little-endian: the lower half comes first */
 #define RETURN(action) ((struct sock_filter)BPF_STMT(BPF_RET | BPF_K, (action)))
 #define FAIL_WITH(error) RETURN(SECCOMP_RET_ERRNO | ((error) & SECCOMP_RET_DATA))
@@ -201,6 +205,40 @@ static void terminal_ioctls(struct program *program)
     add(program, RETURN(SECCOMP_RET_ALLOW));
 }
 
+/*
+ * A file that is setuid or setgid is harmless in here (no_new_privs), but not on the host, where it may lie
+ * in a folder that is bound writable and belong to the folder's owner.  Where `creating` is not 0, the mode
+ * counts only if one of those bits is set in the flags.
+ */
+static void setuid_bits(struct program *program, unsigned number, unsigned mode, unsigned flags, unsigned creating)
+{
+    add(program, IF_EQUAL(number, creating ? 6 : 4));
+    if (creating) {
+        add(program, LOAD_ARGUMENT(flags));
+        add(program, IF_ANY_BIT(creating, 3));
+    }
+    add(program, LOAD_ARGUMENT(mode));
+    add(program, IF_ANY_BIT(06000, 1));
+    add(program, FAIL_WITH(EPERM));
+    add(program, RETURN(SECCOMP_RET_ALLOW));
+}
+
+static void setuid_files(struct program *program)
+{
+    const unsigned creating = O_CREAT | (O_TMPFILE & ~(unsigned)O_DIRECTORY);
+    setuid_bits(program, SYS_fchmod, 1, 0, 0);
+    setuid_bits(program, SYS_fchmodat, 2, 0, 0);
+    setuid_bits(program, SYS_FCHMODAT2, 2, 0, 0);
+    setuid_bits(program, SYS_mknodat, 2, 0, 0);
+    setuid_bits(program, SYS_openat, 3, 2, creating);
+#if defined(__x86_64__)
+    setuid_bits(program, SYS_chmod, 1, 0, 0);
+    setuid_bits(program, SYS_mknod, 1, 0, 0);
+    setuid_bits(program, SYS_creat, 1, 0, 0);
+    setuid_bits(program, SYS_open, 2, 1, creating);
+#endif
+}
+
 /* Sockets of the families that programs use; the others (AF_ALG, AF_VSOCK, ...) are seldom looked after. */
 static void socket_families(struct program *program, unsigned number)
 {
@@ -218,8 +256,9 @@ static void socket_families(struct program *program, unsigned number)
 /* A real-time process could starve the machine.  SCHED_OTHER, BATCH and IDLE may be set; the rest not. */
 static void realtime_scheduling(struct program *program)
 {
-    add(program, IF_EQUAL(SYS_sched_setscheduler, 6));
+    add(program, IF_EQUAL(SYS_sched_setscheduler, 7));
     add(program, LOAD_ARGUMENT(1));
+    add(program, (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, ~(unsigned)SCHED_RESET_ON_FORK));
     add(program, IF_EQUAL(SCHED_FIFO, 1));
     add(program, FAIL_WITH(EPERM));
     add(program, IF_EQUAL(SCHED_RR, 1));
@@ -244,6 +283,7 @@ static void build(struct program *program)
     socket_families(program, SYS_socket);
     socket_families(program, SYS_socketpair);
     realtime_scheduling(program);
+    setuid_files(program);
     add(program, RETURN(SECCOMP_RET_ALLOW));
 }
 

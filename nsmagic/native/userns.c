@@ -79,9 +79,11 @@ int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsi
     pid_t child = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, NULL, NULL, NULL, NULL);
     if (child < 0)
         return -1;
-    if (child == 0)
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* our parent has one thread, so it is our parent's death */
         for (;;)
             pause();
+    }
 
     int namespace = -1;
     if (nsm_userns_write_maps(&maps, child, &unread) == 0) {

@@ -75,7 +75,7 @@ print([base for own in owns for base in glob.glob(f"{own}/nsmagic-{os.getpid()}-
 def test_own_groups_hold_this_process() -> None:
     own = cgroups.own_groups()
     if not own:
-        pytest.skip("no cgroup file system shows this process' group")
+        pytest.skip("host: no cgroup that shows this process")
     for group in own.values():
         assert str(os.getpid()) in pathlib.Path(group.directory, "cgroup.procs").read_text().split()
 
@@ -93,7 +93,7 @@ def test_without_limits_there_is_always_a_choice() -> None:
 @pytest.mark.root
 def test_an_ordinary_user_is_told_what_to_do() -> None:
     if os.getuid() != 0:
-        pytest.skip("becoming an ordinary user takes root")
+        pytest.skip("host: not root")
     said = as_ordinary_user("""
 for limits in (Limits(mem=1 << 27), Limits(cpus=1), Limits(pids=5)):
     try: cgroups.choose(limits, userns=False, best_effort=False)
@@ -115,7 +115,7 @@ for limits in (Limits(mem=1 << 27), Limits(cpus=1), Limits(pids=5)):
 @pytest.mark.root
 def test_an_ordinary_user_gets_rlimits_as_best_effort() -> None:
     if os.getuid() != 0:
-        pytest.skip("becoming an ordinary user takes root")
+        pytest.skip("host: not root")
     said = as_ordinary_user("""
 choice = cgroups.choose(Limits(mem=1 << 27, pids=5), userns=True, best_effort=True)
 lost = [each.what for each in choice.missing if each.what != "swap"]
@@ -135,7 +135,7 @@ print(group.directories, group.open_joins(), group.open_directory(), group.usage
 @pytest.mark.root
 def test_pids_need_no_group_in_a_user_namespace() -> None:
     if os.getuid() != 0:
-        pytest.skip("becoming an ordinary user takes root")
+        pytest.skip("host: not root")
     said = as_ordinary_user("""
 choice = cgroups.choose(Limits(pids=5), userns=True, best_effort=False)
 print(choice.missing, dict(choice.rlimits) == {resource.RLIMIT_NPROC: (6, 6)})

@@ -29,7 +29,7 @@ def strongest() -> cgroups.Mechanism:
     """Return the mechanism under test, or skip."""
     best = cgroups.mechanisms()[0]
     if best.name == "rlimits":
-        pytest.skip(f"no groups can be made here: {cgroups.unavailable()}")
+        pytest.skip("host: no cgroup that may be written to")
     return best
 
 
@@ -53,7 +53,7 @@ def mechanism() -> Iterator[cgroups.Mechanism]:
 def need(mechanism: cgroups.Mechanism, limits: Limits) -> None:
     """Skip where the host lacks a controller."""
     if missing := mechanism.missing(limits):
-        pytest.skip(f"not on this host: {missing}")
+        pytest.skip(f"host: no {missing[0].what} limit: {missing[0].reason[:80]}")
 
 
 def run(group: cgroups.Group, code: str) -> subprocess.CompletedProcess[str]:
@@ -215,7 +215,7 @@ def test_a_share_of_cpu_time_is_kept(mechanism: cgroups.Mechanism) -> None:
 def cpu_seconds(usage: Usage) -> float:
     """Return the CPU time of both kinds, or skip."""
     if usage.cpu_user is None and "cpuacct" not in cgroups.own_groups() and "" not in cgroups.own_groups():
-        pytest.skip("nothing here keeps account of CPU time: cpuacct is not mounted")
+        pytest.skip("host: no account of CPU time")
     assert usage.cpu_user is not None
     assert usage.cpu_system is not None
     return usage.cpu_user + usage.cpu_system

@@ -58,7 +58,7 @@ def holder(order: str, limit: int, most: int = 50) -> Iterator[str]:
         assert process.stdout is not None
         said = process.stdout.readline().strip()
         if said.startswith("refused"):
-            pytest.skip(f"no user namespaces here: {said}")
+            pytest.skip(f"host: no user namespaces: {said[:80]}")
         try:
             yield said
         finally:
@@ -67,7 +67,7 @@ def holder(order: str, limit: int, most: int = 50) -> Iterator[str]:
 
 def test_nproc_is_exact_in_a_user_namespace_of_its_own() -> None:
     if not rlimits.nproc_is_exact():
-        pytest.skip("before Linux 5.14 RLIMIT_NPROC counts per user of the whole host")
+        pytest.skip("host: Linux older than 5.14")
     limit = rlimits.rlimits(Limits(pids=5))[resource.RLIMIT_NPROC][0]
     with holder("inside", limit) as first, holder("inside", limit) as second:
         assert (first, second) == ("5", "5"), "the process that forks stands for init"
@@ -76,9 +76,9 @@ def test_nproc_is_exact_in_a_user_namespace_of_its_own() -> None:
 def test_nproc_set_before_the_namespace_disturbs_others() -> None:
     """This is why it must be set inside: the fact that the module's docstring states."""
     if not rlimits.nproc_is_exact():
-        pytest.skip("before Linux 5.14 RLIMIT_NPROC counts per user of the whole host")
+        pytest.skip("host: Linux older than 5.14")
     if os.getuid() != 0:
-        pytest.skip("takes a user that runs nothing else, and so root")
+        pytest.skip("host: not root")
     with holder("inside", 50, 10) as first, holder("before", 12) as second:
         assert first == "10"
         assert int(second) < 11, "the other container's processes count, too"

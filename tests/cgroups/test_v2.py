@@ -21,7 +21,7 @@ def mechanism() -> v2.V2:
     """Give the mechanism, or skip."""
     found = [each for each in cgroups.mechanisms() if isinstance(each, v2.V2)]
     if not found:
-        pytest.skip(f"no cgroup v2 with controllers here that this process may use: {cgroups.unavailable()}")
+        pytest.skip("host: no cgroup v2 with controllers that may be written to")
     return found[0]
 
 
@@ -29,7 +29,7 @@ def test_out_of_memory_takes_the_whole_group(mechanism: v2.V2) -> None:
     group = mechanism.create(Limits())
     switch = pathlib.Path(group.directories[0], "memory.oom.group")
     if not switch.exists():
-        pytest.skip("memory is not delegated here")
+        pytest.skip("host: memory is not delegated")
     assert switch.read_text() == "1\n"
     assert group.remove()
     mechanism.close()
@@ -39,7 +39,7 @@ def test_without_limits_swap_is_off(mechanism: v2.V2) -> None:
     group = mechanism.create(Limits())
     swap = pathlib.Path(group.directories[0], "memory.swap.max")
     if not swap.exists():
-        pytest.skip("no memory controller here, or a kernel without swap")
+        pytest.skip("host: no memory controller, or no swap")
     assert swap.read_text() == "0\n"
     assert set(group.enforced) == {"swap"}
     assert group.remove()
@@ -106,7 +106,7 @@ def test_a_controller_that_is_not_delegated_is_named(mechanism: v2.V2) -> None:
     own = mechanism.make(Limits())  # an empty group, to which only some controllers come
     directory = pathlib.Path(own.directories[0])
     if "pids" not in (directory / "cgroup.controllers").read_text().split():
-        pytest.skip("pids is not delegated here")
+        pytest.skip("host: pids is not delegated")
     (directory / "cgroup.subtree_control").write_text("+pids")
     (directory / "below").mkdir()
     found = v2.build(str(directory / "below"), ours=False)

@@ -20,7 +20,7 @@ import nsmagic
 from nsmagic.launcher import client, frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -56,7 +56,9 @@ def owner_goes_on() -> Iterator[None]:
 
 
 def test_its_own_interpreter_cannot_be_written() -> None:
-    code = TRY + """
+    code = (
+        TRY
+        + """
 paths = {sys.executable, os.path.realpath(sys.executable), '/proc/self/exe', os.__file__, '/usr/bin/env'}
 import msgspec, IPython
 paths |= {msgspec.__file__, IPython.__file__}
@@ -65,21 +67,24 @@ for name, module in list(sys.modules.items()):
     if file and not file.startswith(os.getcwd()):
         paths.add(file)
 for path in sorted(paths):
-    for flags in (os.O_WRONLY, os.O_WRONLY | os.O_TRUNC, os.O_RDWR):
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND):
         got = attempt(os.open, path, flags)
         if got not in {'EROFS', 'EACCES', 'ETXTBSY', 'EPERM', 'ENOENT'}:
             print(path, got)
-    got = attempt(os.chmod, path, 0o777)
+    got = attempt(lambda: os.chmod(path, os.stat(path).st_mode & 0o7777))  # to what it is: no harm if it works
     if got not in {'EROFS', 'EPERM', 'ENOENT'}:
         print('chmod', path, got)
 print(len(paths) > 100)
 """
+    )
     assert nsmagic.run(code, bind=[]).check().stdout == "True\n"
 
 
 @pytest.mark.parametrize("user", [None, "root"])
 def test_machine_wide_files_cannot_be_written(user: str | None) -> None:
-    code = TRY + """
+    code = (
+        TRY
+        + """
 for path in ('/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/proc/sys/kernel/hostname', '/proc/sys/vm/drop_caches',
              '/proc/sys/net/ipv4/ip_forward', '/proc/sys/kernel/modprobe', '/proc/irq/default_smp_affinity',
              '/sys/kernel/uevent_helper', '/sys/fs/cgroup/release_agent', '/sys/fs/cgroup/memory/release_agent',
@@ -95,23 +100,31 @@ for path in ('/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/proc/sys/
         continue
     print('written', path)
 """
+    )
     before = Path("/proc/sys/kernel/core_pattern").read_text()
     assert nsmagic.run(code, user=user).check().stdout == ""
     assert Path("/proc/sys/kernel/core_pattern").read_text() == before
 
 
-@pytest.mark.parametrize("path", ["root", "cwd", "exe", "environ", "mem", "maps", "fd", "ns/mnt", "stack", "syscall", "io"])
+@pytest.mark.parametrize(
+    "path", ["root", "cwd", "exe", "environ", "mem", "maps", "fd", "ns/mnt", "stack", "syscall", "io"]
+)
 def test_init_cannot_be_looked_into(path: str) -> None:
-    code = TRY + f"""
+    code = (
+        TRY
+        + f"""
 path = '/proc/1/{path}'
 for function in (lambda: os.open(path, os.O_RDONLY), lambda: os.readlink(path), lambda: os.listdir(path)):
     print(attempt(function))
 """
+    )
     assert "done" not in nsmagic.run(code).check().stdout
 
 
 def test_setuid_programs_gain_nothing() -> None:
-    code = TRY + """
+    code = (
+        TRY
+        + """
 import subprocess, shutil
 for name in ('su', 'passwd', 'mount', 'newgrp', 'chsh', 'sudo'):
     path = shutil.which(name)
@@ -122,18 +135,22 @@ print(os.statvfs('/usr').f_flag & os.ST_NOSUID > 0)
 shutil.copy('/usr/bin/id', '/tmp/id'); os.chmod('/tmp/id', 0o6755)
 print(subprocess.run(['/tmp/id', '-u'], capture_output=True, text=True).stdout.strip() == str(os.getuid()))
 """
+    )
     assert nsmagic.run(code).check().stdout == "1\nTrue\nTrue\n"
 
 
 @pytest.mark.parametrize("user", [None, "root"])
 def test_ids_cannot_be_changed(user: str | None) -> None:
-    code = TRY + """
+    code = (
+        TRY
+        + """
 print(attempt(os.setgroups, []), attempt(os.setgroups, [0]))
 for other in (0, 1, 1000, 65534):
     if other != os.getuid():
         print(attempt(os.setuid, other), attempt(os.setresuid, other, other, other))
 print(attempt(os.chown, '/tmp', 12345, -1))
 """
+    )
     out = nsmagic.run(code, user=user).check().stdout
     assert "done" not in out
     assert "EPERM" in out
@@ -141,7 +158,9 @@ print(attempt(os.chown, '/tmp', 12345, -1))
 
 @pytest.mark.parametrize("user", [None, "root"])
 def test_devices_cannot_be_made_or_found(user: str | None) -> None:
-    code = TRY + """
+    code = (
+        TRY
+        + """
 import stat
 print(attempt(os.mknod, '/tmp/mem', stat.S_IFCHR | 0o666, os.makedev(1, 1)))
 print(attempt(os.mknod, '/tmp/disk', stat.S_IFBLK | 0o666, os.makedev(8, 0)))
@@ -149,6 +168,7 @@ print(attempt(os.mknod, 'null', stat.S_IFCHR | 0o666, os.makedev(1, 3)))
 known = {'null', 'zero', 'full', 'random', 'urandom', 'tty', 'ptmx', 'pts', 'shm', 'fd', 'stdin', 'stdout', 'stderr'}
 print(set(os.listdir('/dev')) - known)
 """
+    )
     out = nsmagic.run(code, user=user).check().stdout.split("\n")
     assert set(out[:3]) <= {"EPERM", "EACCES"}
     assert out[3] == "set()"
@@ -165,29 +185,38 @@ def test_sockets_of_the_host_are_not_reachable(tmp_path: Path) -> None:
         server.listen()
         by_path.bind(str(folder))
         by_path.listen()
-        code = TRY + f"print(attempt(socket.socket(socket.AF_UNIX).connect, {name!r}), attempt(socket.socket(socket.AF_UNIX).connect, {str(folder)!r}))"
+        code = (
+            TRY
+            + f"print(attempt(socket.socket(socket.AF_UNIX).connect, {name!r}), attempt(socket.socket(socket.AF_UNIX).connect, {str(folder)!r}))"
+        )
         assert nsmagic.run(code).check().stdout == "ECONNREFUSED ENOENT\n"
 
 
 def test_signals_reach_nothing_outside() -> None:
-    code = TRY + f"""
+    code = (
+        TRY
+        + f"""
 import signal
 print(attempt(os.kill, {os.getpid()}, 0), attempt(os.kill, {client.start().pid}, 9))
 print(attempt(os.kill, 1, signal.SIGKILL), attempt(os.kill, 1, signal.SIGSTOP), attempt(os.kill, 1, signal.SIGTERM))
 print(os.path.exists('/proc/1'))
 """
+    )
     result = nsmagic.run(code).check()
     assert result.stdout.split("\n")[0] == "ESRCH ESRCH"
     assert result.stdout.endswith("True\n")
 
 
 def test_kill_all_ends_only_itself() -> None:
-    code = TRY + """
+    code = (
+        TRY
+        + """
 children = [os.posix_spawn('/bin/sleep', ['sleep', '60'], {}) for _ in range(3)]
 print(attempt(os.kill, -1, 9))
 print([os.waitpid(child, 0)[1] for child in children])
 print(attempt(os.kill, -1, 9))
 """
+    )
     # kill(-1) leaves out the caller and init; nobody else is there, which is ESRCH.
     result = nsmagic.run(code, timeout=5)
     assert result.stdout == "done\n[9, 9, 9]\nESRCH\n"
@@ -206,13 +235,16 @@ def test_file_handles_are_no_way_past_the_root() -> None:
 
 
 def test_the_root_is_read_only_and_nothing_of_the_old_one_is_left() -> None:
-    code = TRY + """
+    code = (
+        TRY
+        + """
 print(attempt(os.mkdir, '/new'), attempt(os.mkdir, '/usr/new'), attempt(os.rename, '/tmp', '/tmp2'), attempt(os.symlink, 'x', '/etc/x'))
 print(attempt(open, '/etc/passwd', 'w'))
 points = [line.split()[4] for line in open('/proc/self/mountinfo')]
 print([p for p in points if p.startswith(('/root/', '/old', '/put_old', '/tmp/lower', '/tmp/cow', '/tmp/root'))])
 print(os.listdir('/..') == os.listdir('/'), sorted(set(os.listdir('/')) & {'boot', 'sys', 'lost+found'}))
 """
+    )
     lines = nsmagic.run(code).check().stdout.splitlines()
     assert lines[0] == "EROFS EROFS EROFS EROFS" or set(lines[0].split()) <= {"EROFS", "EACCES", "EBUSY"}
     assert lines[1] in {"EROFS", "EACCES"}
@@ -224,19 +256,25 @@ print(os.listdir('/..') == os.listdir('/'), sorted(set(os.listdir('/')) & {'boot
 
 
 def test_queues_and_shared_memory_are_not_shared(keep: Any) -> None:
-    make = TRY + """
+    make = (
+        TRY
+        + """
 key = 0x6e736d
 print(libc.shmget(key, 4096, 0o1666) >= 0, libc.msgget(key, 0o1666) >= 0, libc.semget(key, 1, 0o1666) >= 0)
 open('/dev/shm/left', 'w').close()
 rt = ctypes.CDLL('librt.so.1', use_errno=True)
 print(rt.mq_open(b'/left', os.O_CREAT | os.O_RDWR, 0o666, None) >= 0)
 """
-    find = TRY + """
+    )
+    find = (
+        TRY
+        + """
 key = 0x6e736d
 print(libc.shmget(key, 4096, 0) >= 0, libc.msgget(key, 0) >= 0, libc.semget(key, 1, 0) >= 0, os.path.exists('/dev/shm/left'))
 rt = ctypes.CDLL('librt.so.1', use_errno=True)
 print(rt.mq_open(b'/left', os.O_RDWR) >= 0)
 """
+    )
     first, second = keep(), keep()
     assert first.run(make).check().stdout == "True True True\nTrue\n"
     assert first.run(find).check().stdout == "True True True True\nTrue\n"
@@ -254,7 +292,9 @@ def test_one_container_cannot_see_or_end_another(keep: Any) -> None:
 
 
 def test_a_lock_on_a_shared_file_is_no_way_to_write_it(project: Path) -> None:
-    code = "import fcntl\nf = open('keep.txt')\nfcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)\nprint('locked')"
+    code = (
+        "import fcntl\nf = open('keep.txt')\nfcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)\nprint('locked')"
+    )
     assert nsmagic.run(code).check().stdout == "locked\n"
     with (project / "keep.txt").open() as file:
         import fcntl
@@ -297,7 +337,11 @@ def frame(body):
     ],
 )
 def test_garbage_on_the_control_channel_ends_the_channel_only(garbage: str) -> None:
-    result = nsmagic.run(FORGE + f"print('before', flush=True)\ncontrol.sendall({garbage})\nprint('after', flush=True)\nos._exit(3)", timeout=10)
+    result = nsmagic.run(
+        FORGE
+        + f"print('before', flush=True)\ncontrol.sendall({garbage})\nprint('after', flush=True)\nos._exit(3)",
+        timeout=10,
+    )
     assert (result.outcome, result.exit_status, result.stdout) == ("exited", 3, "before\nafter\n")
 
 
@@ -330,18 +374,21 @@ def test_a_forged_exit_status_stays_one(status: int) -> None:
     assert 0 <= result.exit_status <= 255
 
 
-@pytest.mark.parametrize("status", [0, -1, 2**40, 0x7F, 0xFFFF, 0x137F])
+@pytest.mark.parametrize("status", [0, 256, -1, 2**40, 0x7F, 0xFFFF, 0x137F])
 def test_a_forged_exited_frame_does_no_harm(status: int, keep: Any) -> None:
     forged = f"frame({{'type': 'exited', 'status': {status}}})"
     result = nsmagic.run(FORGE + f"control.sendall({forged})\nprint(1)", timeout=5)
     assert result.stdout == "1\n"
     result = keep().run(FORGE + f"control.sendall({forged})\ntime.sleep(3)", timeout=5)
-    assert result.outcome in {"exited", "signaled"}
+    # What cannot be the status of any process ends the container.
+    assert result.outcome in ({"exited"} if status in {0, 256} else {"stopped"})
     assert result.exit_status is None or 0 <= result.exit_status <= 255
 
 
 def test_forged_values_run_no_code_and_must_be_asked_for() -> None:
-    code = FORGE + """
+    code = (
+        FORGE
+        + """
 import pickle
 class Evil:
     def __reduce__(self):
@@ -351,6 +398,7 @@ values = {'wanted': msgspec.msgpack.encode(msgspec.msgpack.Ext(50, evil)), 'othe
 control.sendall(frame({'type': 'done', 'exit_status': 0, 'values': values, 'problems': {}}))
 time.sleep(5)
 """
+    )
     with pytest.raises(nsmagic.ValueTransferError):
         nsmagic.run(code, outputs=["wanted"], timeout=5)
     assert nsmagic.run(code, timeout=5).values == {}
@@ -358,7 +406,10 @@ time.sleep(5)
 
 
 def test_a_reason_that_is_a_book_is_cut() -> None:
-    code = FORGE + "control.sendall(frame({'type': 'done', 'exit_status': 0, 'values': {}, 'problems': {'wanted': 'x\\n' * 10**6}}))\ntime.sleep(5)"
+    code = (
+        FORGE
+        + "control.sendall(frame({'type': 'done', 'exit_status': 0, 'values': {}, 'problems': {'wanted': 'x\\n' * 10**6}}))\ntime.sleep(5)"
+    )
     with pytest.raises(nsmagic.ValueTransferError) as error:
         nsmagic.run(code, outputs=["wanted"], timeout=5)
     assert len(str(error.value)) < 1000
@@ -380,16 +431,32 @@ def test_a_reason_that_is_a_book_is_cut() -> None:
         "{'type': 'ready'}",
         "{'type': 'ask', 'prompt': 'p' * 10**6, 'password': True}",
     ],
-    ids=["failure", "failure-lines", "display", "json", "json-dict", "metadata", "display-id", "mime-name", "clear", "no-program", "ready", "ask"],
+    ids=[
+        "failure",
+        "failure-lines",
+        "display",
+        "json",
+        "json-dict",
+        "metadata",
+        "display-id",
+        "mime-name",
+        "clear",
+        "no-program",
+        "ready",
+        "ask",
+    ],
 )
 def test_a_flood_of_frames_is_bounded(body: str) -> None:
     """Frames count as output: the owner keeps no more than the limit, whatever the frames hold."""
-    code = FORGE + f"""
+    code = (
+        FORGE
+        + f"""
 one = frame({body})
 end = time.monotonic() + 0.5
 while time.monotonic() < end:
     control.sendall(one)
 """
+    )
     result = nsmagic.run(code, output_limit="1M", timeout=4)
     kept = len(result.stdout_bytes) + len(result.stderr_bytes)
     kept += sum(len(repr(output.data)) for output in result.outputs)
@@ -439,10 +506,13 @@ def test_never_reading_a_large_job_does_not_hang_the_owner() -> None:
 
 
 def test_descriptors_sent_to_the_owner_are_not_kept() -> None:
-    code = FORGE + """
+    code = (
+        FORGE
+        + """
 for _ in range(200):
     socket.send_fds(control, [frame({'type': 'ready'})], [0, 1, 2])
 """
+    )
     nsmagic.run("pass")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
@@ -451,12 +521,15 @@ for _ in range(200):
 
 
 def test_no_way_to_the_report_or_the_lifeline() -> None:
-    code = TRY + """
+    code = (
+        TRY
+        + """
 for pid in ('1', 'self'):
     print(attempt(lambda: [os.open(f'/proc/{pid}/fd/{n}', os.O_RDWR) for n in (3, 4)] if pid == '1' else None))
 print(call(438, call(434, 1, 0) if False else 0, 3, 0))
 print(sorted(int(n) for n in os.listdir('/proc/self/fd'))[:4])
 """
+    )
     out = nsmagic.run(code).check().stdout.splitlines()
     assert out[0] in {"EACCES", "EPERM"}
     assert out[2] == "EPERM"
@@ -467,7 +540,10 @@ print(sorted(int(n) for n in os.listdir('/proc/self/fd'))[:4])
 
 
 def test_a_cell_that_stops_itself_is_ended_by_its_time_limit() -> None:
-    assert nsmagic.run("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", timeout=0.3).outcome == "timeout"
+    assert (
+        nsmagic.run("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", timeout=0.3).outcome
+        == "timeout"
+    )
 
 
 def test_a_program_that_stops_everything_is_ended_by_its_time_limit() -> None:
@@ -564,13 +640,16 @@ print(zombies())
 
 
 def test_tracing_and_reading_other_processes_is_denied_even_to_parents() -> None:
-    code = TRY + """
+    code = (
+        TRY
+        + """
 import signal
 child = os.fork()
 if child == 0: signal.pause()
 print(call(101, 16, child, 0, 0), call(310, child, b'x' * 16, 1, b'x' * 16, 1, 0))
 os.kill(child, 9)
 """
+    )
     if os.uname().machine != "x86_64":
         pytest.skip("host: the numbers are those of x86_64")
     assert nsmagic.run(code).check().stdout == "EPERM EPERM\n"
@@ -579,7 +658,16 @@ os.kill(child, 9)
 # ---- output ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("piece", [r"b'x' * 65536", r"b'\0' * 65536", r"b'\xff\xfe\xf0\x9f' * 16384", r"b'\n' * 65536", r"b'\x1b[31m' * 8192"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        r"b'x' * 65536",
+        r"b'\0' * 65536",
+        r"b'\xff\xfe\xf0\x9f' * 16384",
+        r"b'\n' * 65536",
+        r"b'\x1b[31m' * 8192",
+    ],
+)
 @pytest.mark.parametrize("stream", [1, 2])
 def test_output_floods(piece: str, stream: int) -> None:
     result = nsmagic.run(f"import os\nwhile True: os.write({stream}, {piece})", output_limit="4M", timeout=20)
@@ -606,7 +694,9 @@ def test_one_endless_line_comes_in_pieces() -> None:
 
 
 def test_a_flood_that_is_dropped_still_ends_at_its_time_limit() -> None:
-    result = nsmagic.run("import os\nwhile True: os.write(1, b'x' * 65536)", output_limit="1M:drop", timeout=0.5)
+    result = nsmagic.run(
+        "import os\nwhile True: os.write(1, b'x' * 65536)", output_limit="1M:drop", timeout=0.5
+    )
     assert result.outcome == "timeout"
     assert result.dropped > 1 << 20
     assert len(result.stdout_bytes) == 1 << 20
