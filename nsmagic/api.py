@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nsmagic import intake, standbys
 from nsmagic.container import Container
+from nsmagic.errors import LauncherError
 from nsmagic.launcher import client
 from nsmagic.plan import require_linux
 
@@ -33,6 +34,13 @@ def run_job(
     require_linux()
     waiting = standbys.current()
     try:
+        taken = waiting.take(container)
+        try:
+            return taken.run_job(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
+        except LauncherError:
+            # It died before the job began, so nothing has run; once more, with a new one.
+            if isinstance(stdin, int):
+                raise
         taken = waiting.take(container)
         return taken.run_job(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
     finally:

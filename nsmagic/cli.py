@@ -156,8 +156,8 @@ def _run(arguments: list[str]) -> int:
     ] == ["--"]
     job = intake.job_spec(given, **_job(given, words, separated=separated))
     report = given.get("report")
-    if report is not None and not Path(report).resolve().parent.is_dir():
-        raise SpecError("--report", f"there is no folder {str(Path(report).resolve().parent)!r}")
+    if report is not None:
+        _check_report(Path(report).resolve())
     spec = intake.container_spec(given)
     sink = TerminalSink()
     result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
@@ -175,6 +175,16 @@ def _run(arguments: list[str]) -> int:
     if report is not None:
         Path(report).write_text(json.dumps(result.report(), indent=2, default=str) + "\n", encoding="utf-8")
     return exit_status(result)
+
+
+def _check_report(path: Path) -> None:
+    """Before anything is started: a report that could not be written is of no use afterwards."""
+    if path.is_dir():
+        raise SpecError("--report", f"{str(path)!r} is a folder")
+    if not path.parent.is_dir():
+        raise SpecError("--report", f"there is no folder {str(path.parent)!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SpecError("--report", f"{str(path)!r} may not be written")
 
 
 def _standard_input() -> int | None:

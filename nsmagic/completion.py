@@ -25,12 +25,27 @@ def candidates(line: str) -> list[str]:
     known = {flag: option for option in options.of(scopes) for flag in option.flags}
     words = match[2].split(" ")
     word, before = words[-1], words[-2] if len(words) > 1 else ""
+    if _options_have_ended(words[:-1], known):
+        return []
     flag, equals, value = word.partition("=")
     if equals and flag in known:
         return [f"{flag}={choice}" for choice in known[flag].choices if choice.startswith(value)]
     if before in known and known[before].metavar:
         return [choice for choice in known[before].choices if choice.startswith(word)]
     return [flag for flag in known if flag.startswith(word)] if word.startswith("-") or not word else []
+
+
+def _options_have_ended(words: list[str], known: dict[str, options.Option]) -> bool:
+    """Whether the code or the program has begun: a word that is neither an option nor an option's value."""
+    value_due = False
+    for word in words:
+        if value_due or not word:
+            value_due = False
+        elif not word.startswith("-") or word == "--":
+            return True
+        else:
+            value_due = word in known and bool(known[word].metavar)
+    return False
 
 
 @context_matcher()  # type: ignore[untyped-decorator]

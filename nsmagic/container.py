@@ -122,6 +122,7 @@ class Container:
         self._stopping = False
         self._ended = ""
         self._seen = cgroups.Usage()
+        self._deaths: list[str] = []
 
     # ---- life ------------------------------------------------------------------
 
@@ -134,6 +135,7 @@ class Container:
         """
         launcher = client.start()
         _sweep_once(os.getpid())
+        remove_orphaned()
         with contextlib.ExitStack() as undo:
             group = self._plan.choice.create()
             undo.callback(group.remove)
@@ -180,6 +182,8 @@ class Container:
         if self._channels is None:
             return
         self._close_channels()
+        if self._launcher is not None and self._group is not None and self._group.directories:
+            _released[self.number] = (self._launcher, self._group)
         if self._launcher is None or not self._launcher.send(frames.Release(self.number)):
             # The launcher is gone; the lifeline ends init all the same, and its directories are ours.
             self._remove_group()
@@ -296,6 +300,7 @@ class Container:
                     f"this container takes no more jobs: {self._ended or 'it was not started'}"
                 )
             collector = Collector()
+            self._deaths += client.take_deaths()
             try:
                 live[self.number] = self
                 memory = self._watchdog()
@@ -420,6 +425,7 @@ class Container:
             failure=Failure(*ending.failure) if ending.failure else None,
             journal=list(self._report.steps),
             detail=verdict.detail,
+            printed=ending.printed,
             dropped=ending.dropped,
             written=Written(scratch, folders),
         )
@@ -472,8 +478,7 @@ class Container:
                 notes.append(
                     f"{path}: files of its owner are not writable inside ({step.failure}: its file system)"
                 )
-        deaths = client.take_deaths()
-        notes += [f"the launcher {death}; it was started again" for death in deaths]
+        notes += [f"the launcher {death}; it was started again" for death in self._deaths]
         return Isolation(
             namespaces=plan.namespaces,
             added=plan.added,
@@ -504,6 +509,20 @@ class Container:
         if self._launcher is not None and not self._launcher.alive():
             return LauncherError(f"the launcher {self._launcher.how_it_died()}. {self._launcher.log()}")
         return StartError("payload", "", 0, "its processes ended before its job began")
+
+
+_released: dict[int, tuple[client.Launcher, cgroups.Group]] = {}
+"""Groups whose removal is the launcher's, until they are seen to be gone: a launcher may die over it."""
+
+
+def remove_orphaned() -> None:
+    """Remove the groups of containers whose launcher died before it could."""
+    for number, (launcher, group) in list(_released.items()):
+        if not launcher.alive() and os.path.exists(group.directories[0]):  # noqa: PTH110 - as text
+            group.kill()
+            group.remove()
+        if not os.path.exists(group.directories[0]):  # noqa: PTH110 - as text
+            _released.pop(number, None)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import select
 import socket
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nsmagic import firewall
@@ -151,6 +151,7 @@ class Ending:
         failure: the exception that a cell ended with.
         no_program: errno of an exec that failed.
         dropped: bytes over the output limit.
+        printed: bytes of each stream that were passed on.
         bad_frame: what it sent that makes no sense.
     """
 
@@ -161,6 +162,7 @@ class Ending:
     failure: tuple[str, str, list[str]] | None = None
     no_program: int | None = None
     dropped: int = 0
+    printed: dict[str, int] = field(default_factory=lambda: {"stdout": 0, "stderr": 0})
     bad_frame: str = ""
 
 
@@ -320,6 +322,7 @@ class Run:
             data = data[:room]
         if data:
             self._room -= len(data)
+            self.ending.printed[name] += len(data)
             self._sink.stream(name, data)
 
     def _drain(self, most: int = _DRAIN_BYTES) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextvars
+import re
 import shlex
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.display import display
 
 from nsmagic import api, container, host, intake, options, standbys, views
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from nsmagic.spec import ContainerSpec, JobSpec
 
 _PROGRESS_AFTER: Final = 0.4
+_WORD: Final = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|[^\s"']|["'])+""")
+"""A word of a line, with the quotes in it."""
 
 
 class NotebookSink:
@@ -195,12 +198,14 @@ class ContainMagics(Magics):  # type: ignore[misc]
         options.MAGIC_SCOPES,
     )
 
+    @no_var_expand  # type: ignore[untyped-decorator]
     @line_magic("contain")  # type: ignore[untyped-decorator]
     def contain_line(self, line: str) -> None:  # noqa: D102 - likewise
-        words = line.split()
+        found = list(_WORD.finditer(line))
+        words = ["".join(_split(each[0])) for each in found]
         given, rest = options.parse(words, options.MAGIC_SCOPES)
         # The code itself is taken as it was typed, not word by word.
-        code = line.split(None, len(words) - len(rest))[-1] if rest else ""
+        code = line[found[len(words) - len(rest)].start() :] if rest else ""
         if not code:
             raise SpecError("%contain", "needs code: %contain [options] CODE; see %contain?")
         self._run(given, {"kind": "cell", "code": code})
@@ -272,7 +277,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
                 self._keep(sink, wanted)
                 self._conclude(behind.result, wanted)
                 if not behind.result.ok:
-                    sink.stream("stderr", f"nsmagic: {behind.result.describe()}\n".encode())
+                    sys.stderr.write(_failure_text(behind.result))
             except BaseException as error:  # noqa: BLE001 - whatever it was, wait() raises it
                 behind.error = error
             finally:
@@ -296,11 +301,11 @@ class ContainMagics(Magics):  # type: ignore[misc]
         said = [views.isolation_warning(result), *result.isolation.notes]
         if result.dropped and result.outcome != "output-limit":
             said.append(f"{result.dropped} bytes of output over the limit were dropped (--output-limit)")
-        if wanted.get("no_raise_error") and not result.ok:
-            said.append(result.describe())
         for text in said:
             if text:
                 sys.stderr.write(f"nsmagic: {text}\n")
+        if wanted.get("no_raise_error") and not result.ok:
+            sys.stderr.write(_failure_text(result))
         if wanted.get("stats"):
             display(views.bundle(views.stats_rows(result)), raw=True)
 
@@ -350,6 +355,12 @@ class ContainMagics(Magics):  # type: ignore[misc]
         standbys.current().prepare(
             intake.container_spec({k: v for k, v in self.defaults.items() if k != "preload"})
         )
+
+
+def _failure_text(result: Result) -> str:
+    """What a failed cell shows that does not raise: its traceback, and how it ended."""
+    lines = list(result.failure.traceback) if result.failure else []
+    return "\n".join([*lines, f"nsmagic: {result.describe()}\n"])
 
 
 def _split(line: str) -> list[str]:

@@ -6,6 +6,8 @@ Pure: no I/O, and nothing here knows what a container is made of.
 from __future__ import annotations
 
 import difflib
+import keyword
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -13,7 +15,7 @@ from nsmagic import spec
 from nsmagic.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 Scope = Literal["container", "job", "magic", "line", "command"]
 
@@ -66,7 +68,7 @@ def _text(option: str, value: object) -> str:
 
 def _name(option: str, value: object) -> str:
     text = str(value)
-    if not text.isidentifier():
+    if not text.isidentifier() or keyword.iskeyword(text):
         raise SpecError(option, f"{text[:40]!r} is not a variable's name")
     return text
 
@@ -256,13 +258,20 @@ def convert(given: dict[str, Any], scopes: Iterable[str] = API_SCOPES) -> dict[s
         if name == "env" and hasattr(value, "items"):
             found[name] = tuple(option.parse(name, f"{key}={text}") for key, text in value.items())
         elif option.many:
-            several = [value] if isinstance(value, str | spec.Bind) else list(value)
+            several = [value] if isinstance(value, str | spec.Bind) else _several(name, value)
             found[name] = tuple(option.parse(name, each) for each in several)
         elif name == "ns" and not isinstance(value, str):
-            found[name] = option.parse(name, ",".join(value))
+            found[name] = option.parse(name, ",".join(str(each) for each in _several(name, value)))
         else:
             found[name] = option.parse(name, value)
     return found
+
+
+def _several(name: str, value: object) -> list[Any]:
+    """A list of what may be given many times."""
+    if not isinstance(value, Iterable):
+        raise SpecError(name, f"{str(value)[:60]!r} is neither a text nor a list of texts")
+    return list(value)
 
 
 def merge(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -223,6 +223,7 @@ class Result:
         failure: the exception that a cell ended with.
         journal: the system calls that built the container.
         detail: why it ended so, in words; empty after a plain exit 0.
+        printed: how many bytes each stream had, kept here or passed on as they came.
         dropped: bytes of output that the output limit let fall.
     """
 
@@ -238,6 +239,7 @@ class Result:
     failure: Failure | None = field(default=None, repr=False)
     journal: list[Step] = field(default_factory=list, repr=False)
     detail: str = ""
+    printed: dict[str, int] = field(default_factory=dict, repr=False)
     dropped: int = 0
     written: Written = field(default_factory=lambda: Written(None, ()), repr=False, compare=False)
     _changes: ChangeList | None = field(default=None, repr=False, compare=False)
@@ -313,8 +315,8 @@ class Result:
             },
             "changes": [vars(change) for change in self.changes],
             "changes_truncated": self.changes.truncated,
-            "stdout_bytes": len(self.stdout_bytes),
-            "stderr_bytes": len(self.stderr_bytes),
+            "stdout_bytes": self.printed.get("stdout", 0),
+            "stderr_bytes": self.printed.get("stderr", 0),
             "dropped_bytes": self.dropped,
             "journal": [step._asdict() for step in self.journal],
         }

@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 
 from nsmagic import cgroups
-from nsmagic.container import Container
+from nsmagic.container import Container, remove_orphaned
 from nsmagic.launcher import client
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Standbys:
         self._waiting: OrderedDict[Key, deque[Container]] = OrderedDict()
         self._wanted: queue.SimpleQueue[ContainerSpec | None] = queue.SimpleQueue()
         self._keeper: threading.Thread | None = None
+        self._building = threading.Lock()
         self._stopped = False
         self.pid = os.getpid()
 
@@ -47,15 +48,25 @@ class Standbys:
             HostError: this host cannot enforce the spec.
             LauncherError: the launcher cannot be started.
         """
-        key = _key(spec)
+        client.start()
+        self._purge()
         with self._lock:
-            waiting = self._waiting.get(key)
-            while waiting:
-                container = waiting.popleft()
-                if container.usable():
-                    return container
-                container.stop()
+            waiting = self._waiting.get(_key(spec))
+            if waiting:
+                return waiting.popleft()
         return Container(spec, keep=False).start()
+
+    def _purge(self) -> None:
+        """End those that can be of no more use: their launcher died, or they did."""
+        useless = []
+        with self._lock:
+            for waiting in self._waiting.values():
+                bad = [container for container in waiting if not container.usable()]
+                for container in bad:
+                    waiting.remove(container)
+                useless += bad
+        for container in useless:
+            container.stop()
 
     def prepare(self, spec: ContainerSpec) -> None:
         """Have one built for the next run of this spec; returns at once.  A failure shows in that run."""
@@ -68,7 +79,7 @@ class Standbys:
     def _keep(self) -> None:
         """In a thread of its own, so that a run answers before the next standby is built."""
         while (spec := self._wanted.get()) is not None:
-            with contextlib.suppress(Exception):  # whoever runs the next one is told
+            with self._building, contextlib.suppress(Exception):  # whoever runs the next one is told
                 self._prepare(spec)
             del spec
 
@@ -95,12 +106,15 @@ class Standbys:
         """End them all, and build no more."""
         with self._lock:
             self._stopped = True
-        self._wanted.put(None)
         self.drop()
+        self._wanted.put(None)
 
     def drop(self) -> None:
-        """End those that wait."""
-        with self._lock:
+        """End those that wait, and those that are asked for."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._wanted.get_nowait()
+        with self._building, self._lock:
             waiting, self._waiting = self._waiting, OrderedDict()
         for containers in waiting.values():
             for container in containers:
@@ -109,9 +123,8 @@ class Standbys:
 
 def _key(spec: ContainerSpec) -> Key:
     """Equal for two specs only if the folders that they name are still the same folders."""
-    launcher = client.start()
     folders = [spec.workdir, *(bind.source for bind in spec.binds)]
-    return (spec, id(launcher), *(_identity(folder) for folder in folders))
+    return (spec, *(_identity(folder) for folder in folders))
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -137,6 +150,7 @@ def _stop() -> None:
     """At the end of the process, in this order: the containers, the launcher, their groups."""
     current().stop()
     client.stop()
+    remove_orphaned()
     cgroups.close()
 
 

@@ -43,7 +43,10 @@ def encode(value: object) -> bytes:
     Raises:
         NotDataError: it, or a part of it, has no data-only form.
     """
-    return msgspec.msgpack.encode(_pack(value, 0))
+    try:
+        return msgspec.msgpack.encode(_pack(value, 0))
+    except UnicodeEncodeError:
+        raise NotDataError("a text with half a surrogate pair has no data-only form") from None
 
 
 def decode(data: bytes) -> Any:
@@ -163,8 +166,8 @@ def _load_npy(data: memoryview) -> Any:
 def _hashable(members: list[Any]) -> list[Any]:
     """Members whose hashes nobody can have made all equal; or few of them.
 
-    Python's hash of text is keyed, that of numbers is not: of whole numbers beyond 64 bits, of fractions and of
-    tuples one can make any number with one hash, and then a set of them takes quadratic time.
+    Python's hash of text is keyed, that of numbers is not: of whole numbers beyond 64 bits, of fractions and
+    of tuples one can make any number with one hash, and then a set of them takes quadratic time.
     """
     if len(members) > MAX_HASHED and not all(
         type(each) in (str, bytes, bool) or (type(each) is int and -_INT64 <= each < _INT64)

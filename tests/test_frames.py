@@ -17,7 +17,11 @@ from nsmagic.launcher.frames import FrameError, FrameReader
 MESSAGES: list[Any] = [
     frames.Ready(),
     frames.Display(
-        "display", {"text/plain": "x", "image/png": b"\x89"}, {"a": [1, {"b": None}]}, "id", update=True
+        "display",
+        {"text/plain": msgspec.Raw(b"\xa1x"), "image/png": msgspec.Raw(b"\xc4\x01\x89")},
+        msgspec.Raw(msgspec.msgpack.encode({"a": [1, {"b": None}]})),
+        "id",
+        update=True,
     ),
     frames.Clear(wait=False),
     frames.Failure("E", "v\n", ["a", "b"]),
@@ -32,9 +36,16 @@ def raw(body: bytes) -> bytes:
     return struct.pack("!I", len(body)) + body
 
 
+def bodies(messages: list[Any]) -> list[bytes]:
+    """Messages as they are on the wire: what a display holds stays undecoded, so it cannot be compared itself."""
+    return [frames.encode(message) for message in messages]
+
+
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_each_message_arrives(message: Any) -> None:
-    assert list(FrameReader().feed(frames.encode_frame(message))) == [message]
+    (found,) = FrameReader().feed(frames.encode_frame(message))
+    assert type(found) is type(message)
+    assert frames.encode(found) == frames.encode(message)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 64])
@@ -43,7 +54,45 @@ def test_frames_arrive_in_pieces(size: int) -> None:
     reader, found = FrameReader(), []
     for at in range(0, len(stream), size):
         found += list(reader.feed(stream[at : at + size]))
-    assert found == MESSAGES
+    assert bodies(found) == bodies(MESSAGES)
+
+
+def test_what_a_display_holds_is_decoded_within_bounds() -> None:
+    (found,) = FrameReader().feed(frames.encode_frame(MESSAGES[1]))
+    assert isinstance(found, frames.Display)
+    assert {name: frames.loads(value) for name, value in found.data.items()} == {
+        "text/plain": "x",
+        "image/png": b"\x89",
+    }
+    assert frames.loads(found.metadata) == {"a": [1, {"b": None}]}
+    many = msgspec.Raw(msgspec.msgpack.encode([None] * (frames.MAX_OBJECTS + 1)))
+    with pytest.raises(FrameError, match="too many objects"):
+        frames.loads(many)
+    text = msgspec.Raw(msgspec.msgpack.encode("x" * (frames.MAX_OBJECTS + 1)))
+    assert len(frames.loads(text)) == frames.MAX_OBJECTS + 1
+    for raw_value in (b"", b"\xc1", b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff"):
+        with pytest.raises(FrameError):
+            frames.loads(msgspec.Raw(raw_value))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        frames.Done(0, {str(n): b"" for n in range(frames.MAX_ENTRIES + 1)}, {}),
+        frames.Done(0, {}, {str(n): "" for n in range(frames.MAX_ENTRIES + 1)}),
+        frames.Failure("E", "v", [""] * (frames.MAX_LINES + 1)),
+        frames.Display("display", {}, msgspec.Raw(b"\x80"), "x" * (frames.MAX_NAME + 1)),
+        frames.Display(
+            "display",
+            {str(n): msgspec.Raw(b"\xc0") for n in range(frames.MAX_ENTRIES + 1)},
+            msgspec.Raw(b"\x80"),
+        ),
+    ],
+    ids=["values", "problems", "lines", "name", "kinds"],
+)
+def test_too_many_parts_are_refused(message: Any) -> None:
+    with pytest.raises(FrameError):
+        list(FrameReader().feed(frames.encode_frame(message)))
 
 
 def test_many_frames_in_one_piece() -> None:
@@ -96,10 +145,18 @@ def test_deep_data_is_refused_or_held_but_no_crash() -> None:
             assert depth > 100
 
 
-@pytest.mark.parametrize("length", [frames.MAX_FRAME + 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("length", [frames.MAX_SMALL_FRAME + 1, frames.MAX_FRAME + 1, 2**31, 2**32 - 1])
 def test_a_length_over_the_limit_is_refused_at_once(length: int) -> None:
     with pytest.raises(FrameError, match="over the limit"):
         list(FrameReader().feed(struct.pack("!I", length)))
+
+
+def test_the_limit_may_be_raised_where_values_were_asked_for() -> None:
+    reader = FrameReader()
+    reader.limit = frames.MAX_FRAME
+    assert list(reader.feed(struct.pack("!I", frames.MAX_FRAME))) == []
+    with pytest.raises(FrameError, match="over the limit"):
+        list(FrameReader().feed(struct.pack("!I", frames.MAX_FRAME)))
 
 
 def test_a_message_over_the_limit_is_not_sent() -> None:
@@ -109,7 +166,7 @@ def test_a_message_over_the_limit_is_not_sent() -> None:
 
 def test_what_is_announced_is_not_allocated() -> None:
     reader = FrameReader()
-    assert list(reader.feed(struct.pack("!I", frames.MAX_FRAME) + b"x")) == []
+    assert list(reader.feed(struct.pack("!I", reader.limit) + b"x")) == []
     assert len(reader._buffer) == 5
 
 

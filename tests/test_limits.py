@@ -200,12 +200,35 @@ def test_a_fork_bomb_leaves_the_next_run_alone() -> None:
 
 
 def test_two_containers_do_not_share_a_pids_limit(keep: Any) -> None:
-    first = keep(pids=16)
-    code = "import os, signal\nfor _ in range(10):\n if os.fork() == 0: signal.pause()\nprint('made')"
-    assert first.run(code).stdout == "made\n"
-    assert nsmagic.run(FORKS.replace("made < 100", "made < 12"), pids=16).stdout == "12\n"
-    # What the first job left running still counts for the second job of the same container.
-    assert not first.run(code).ok
+    """Nor do two jobs of one container: what a job left running ends with it."""
+    twelve = FORKS.replace("made < 100", "made < 12")
+    first, second = keep(pids=16), keep(pids=16)
+    assert [container.run(twelve).stdout for container in (first, second, first)] == ["12\n"] * 3
+
+
+def test_what_a_job_left_running_is_gone_before_the_next_begins(keep: Any) -> None:
+    """Not only killed: a process that is still on its way out counts for the limit, and so for the next job."""
+    container = keep(pids=16)
+    for _ in range(20):
+        container.run("import os, signal\nfor _ in range(12):\n if os.fork() == 0: signal.pause()").check()
+        found = container.run("import os; print(len([p for p in os.listdir('/proc') if p.isdigit()]))")
+        assert found.stdout == "3\n"
+
+
+def test_two_live_containers_do_not_share_a_pids_limit(keep: Any) -> None:
+    from nsmagic.spec import JobSpec
+
+    twelve = FORKS.replace("made < 100", "made < 12")
+    outs: list[str] = []
+
+    class RunAnother:
+        """When the first job has made its processes, and they live, a second container makes as many."""
+
+        def stream(self, name: str, data: bytes) -> None:
+            outs.append(nsmagic.run(twelve, pids=16).stdout)
+
+    assert keep(pids=16).run_job(JobSpec("cell", twelve), sink=RunAnother()).ok
+    assert outs == ["12\n"]
 
 
 @pytest.mark.parametrize(

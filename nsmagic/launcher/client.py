@@ -89,6 +89,8 @@ class Launcher:
         config = json.dumps({"owner": theirs.fileno(), "preload": self.preload, "cells": cells})
         environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
         environment |= dict.fromkeys(_ONE_THREAD, "1")
+        # Matplotlib looks at this when it is imported, which may be here.
+        environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         with theirs:
             try:
                 self._process = subprocess.Popen(

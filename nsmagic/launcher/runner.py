@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import types
 import warnings
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 CONTROL: Final = 3
 _PR_SET_DUMPABLE: Final = 4
+_LEFTOVER_TRIES: Final = 500
 _EXIT_FAILED: Final = 1
 _EXIT_NOT_EXECUTABLE: Final = 126
 _EXIT_NOT_FOUND: Final = 127
@@ -146,7 +148,9 @@ def serve(shell: RunnerShell | None) -> NoReturn:
         if os.getppid() == 1:
             # In our own PID namespace "everybody" is what the job has left: it must not meet the next.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)
+                for _ in range(_LEFTOVER_TRIES):
+                    os.kill(-1, signal.SIGKILL)
+                    time.sleep(0.001)
         channel.send(frames.Exited(status))
 
 

@@ -96,6 +96,9 @@ class RunnerShell(InteractiveShell):  # type: ignore[misc]
         """From now on, frames go to the owner."""
         self.channel = channel
 
+    def enable_gui(self, gui: str | None = None) -> None:
+        """``%matplotlib inline``: there is no window system in here, and no event loop to join."""
+
     def ask_exit(self) -> None:
         """``exit`` and ``quit``."""
         raise SystemExit(0)

@@ -279,8 +279,8 @@ def main() -> NoReturn:
     """Run the launcher; the last argument is JSON: ``owner`` (a descriptor), ``preload``, ``cells``."""
     config = json.loads(sys.argv[-1])
     if os.geteuid() == 0:
-        # A payload keeps our supplementary groups (its user namespace forbids it to drop them), and root's may
-        # open sockets that are as good as root.
+        # A payload keeps our supplementary groups (its user namespace forbids it to drop them), and root's
+        # groups may open sockets that are as good as root.
         with contextlib.suppress(PermissionError):
             os.setgroups([])
     # Without a PID namespace a killed init's children would become the machine's; so they become ours.

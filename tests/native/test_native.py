@@ -50,7 +50,10 @@ def test_the_journal_is_the_real_runs_own() -> None:
     assert any(call.startswith("prctl(PR_SET_SECCOMP") for call in calls)
     assert any("setns" not in call and call.startswith("unshare(CLONE_NEWTIME)") for call in calls)
     # Launcher, init and payload write at once; each of the three begins after the one that made it.
-    first = {name: min(step.began for step in journal if step.step == name) for name in ("clone", "mount", "session")}
+    first = {
+        name: min(step.began for step in journal if step.step == name)
+        for name in ("clone", "mount", "session")
+    }
     assert first["clone"] < first["mount"] < first["session"]
     # Each call that failed is one that may fail: the run went on.
     for step in journal:
