@@ -370,7 +370,7 @@ PANDAS = """<div>
   </tbody>
 </table>
 <p>1 rows × 1 columns</p>
-</div>"""  # noqa: RUF001
+</div>"""
 
 
 def test_a_data_frame_survives_whole_and_without_a_word() -> None:

@@ -69,16 +69,18 @@ class Kernel:
         # No folders: the kernel is this interpreter's own, whatever the user has installed.
         self.manager = KernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
         self.manager.start_kernel(cwd=str(folder), env={**os.environ, "IPYTHONDIR": str(folder / ".ipython")})
+        self.folder = folder
+        self.connect()
+
+    def connect(self) -> None:
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=SECONDS)
-        self.folder = folder
 
     def renew(self) -> None:
         self.client.stop_channels()
         self.manager.restart_kernel(now=True)
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=SECONDS)
+        self.connect()
         self.good("%load_ext nsmagic")
 
     def stop(self) -> None:
