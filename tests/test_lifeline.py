@@ -357,12 +357,13 @@ def test_many_threads_run_at_once() -> None:
 
 def test_threads_that_start_the_launcher_at_once_start_one(children_of: Callable[[int], set[int]]) -> None:
     client.stop()
+    others = children_of(os.getpid())  # such as the kernel of another module's tests
     threads = [threading.Thread(target=lambda: nsmagic.run("pass")) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert children_of(os.getpid()) == {client.start().pid}
+    assert children_of(os.getpid()) - others == {client.start().pid}
 
 
 # ---- nothing is left behind ------------------------------------------------------------------

@@ -6,6 +6,8 @@
 # Each user has two passes: tests that may run side by side on every processor, then those marked `serial`.
 # They run in a copy of the tests, away from the package's sources, so that the installed package is tested,
 # and in a folder that the user may read and write. The reports go to build/junit/USER-PASS.xml.
+# A shell starts what it sends to the background with Ctrl-C ignored, and the tests would inherit that.
+[[ ${SIGNALS_ARE_DEFAULT:-} ]] || SIGNALS_ARE_DEFAULT=1 exec env --default-signal=INT,QUIT,TSTP bash "$0" "$@"
 set -euo pipefail
 
 user=nsmagic-test

@@ -199,9 +199,10 @@ def _run_python(job: frames.Job, channel: Channel, shell: RunnerShell | None) ->
 
 def _execute(argv: list[str], channel: Channel) -> NoReturn:
     flush()
-    # What Python ignores, a program must not inherit.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    # What Python ignores, or the owner's own starter did, a program must not inherit.
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) == signal.SIG_IGN or number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - the program that was asked for
     except OSError as error:
