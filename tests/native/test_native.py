@@ -113,10 +113,10 @@ def test_too_many_binds_are_an_error_not_a_hang() -> None:
 
 def test_the_sources_keep_their_promises() -> None:
     """No step ends the process on its own: exit, abort and assert stand nowhere but in init and in the clone."""
-    folder = Path(_runtime.__file__).parent
-    sources = sorted(folder.glob("*.c"))
-    if not sources:
-        pytest.skip("host: installed without sources")
+    # `make test` runs on an installed wheel, and lays the sources beside the tests.
+    places = [Path(__file__).parents[2] / "nsmagic" / "native", Path(__file__).parents[2] / "native"]
+    sources = sorted(source for place in places for source in place.glob("*.c"))
+    assert sources
     for source in sources:
         if source.name in {"init.c", "spawn.c", "_ffi.csrc.c"}:
             continue
