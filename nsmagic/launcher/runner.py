@@ -201,7 +201,7 @@ def _execute(argv: list[str], channel: Channel) -> NoReturn:
     flush()
     # What Python ignores, or the owner's own starter did, a program must not inherit.
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) == signal.SIG_IGN or number == signal.SIGINT:
+        with contextlib.suppress(OSError):
             signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - the program that was asked for

@@ -62,6 +62,11 @@ def notebook(
     context = browser.new_context(viewport={"width": 1000, "height": 1200})
     page = context.new_page()
     page.set_default_timeout(SECONDS * 1000)
+    # A JupyterLab that is slow to list its kernels asks which one to take.
+    page.add_locator_handler(
+        page.locator(".jp-Dialog", has_text="Select Kernel"),
+        lambda dialog: dialog.locator(".jp-mod-accept").click(),
+    )
     page.goto(f"{address}lab/tree/quickstart.ipynb?token={token}")
     # The notebook has a kernel as soon as that is idle for the first time.
     page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
