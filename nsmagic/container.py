@@ -427,7 +427,7 @@ class Container:
             detail=verdict.detail,
             printed=ending.printed,
             dropped=ending.dropped,
-            written=Written(scratch, folders),
+            written=Written(scratch, folders, self._plan.root.places),
         )
         self._seen = group_usage
         if ending.why != "kept":

@@ -92,11 +92,13 @@ class Root:
         writable: the folders whose changes are listed, the working directory first.
         workdir: where the payload starts.
         disk_inodes: files that may be made.
+        places: where something is mounted or was made: none of that is the job's doing.
         notes: what a user should know about it.
     """
 
     entries: list[Entry]
     writable: list[WritableFolder] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     workdir: str = "/"
     disk_inodes: int = _MAX_INODES
     notes: list[str] = field(default_factory=list)
@@ -317,6 +319,7 @@ def build_root(spec: ContainerSpec, identity: Identity, python_path: tuple[str, 
     entries += sorted(mine, key=lambda entry: entry.target.count(b"/"))
     root.entries = entries
     root.writable = _writable(entries, root.workdir)
+    root.places = [os.fsdecode(entry.target) for entry in entries]
     return root
 
 

@@ -127,4 +127,5 @@ def _memory(usage: Usage, spec: ContainerSpec) -> str:
 
 
 def _refused(usage: Usage, spec: ContainerSpec) -> str:
-    return f"a new process or thread was refused {usage.pids_refused} times at {spec.pids} (--pids)"
+    times = "once" if usage.pids_refused == 1 else f"{usage.pids_refused} times"
+    return f"a new process or thread was refused {times} at {spec.pids} (--pids)"

@@ -144,8 +144,14 @@ class Written:
     forgotten.
     """
 
-    def __init__(self, scratch: int | None, folders: Sequence[tuple[str, str, str | None]]) -> None:
+    def __init__(
+        self,
+        scratch: int | None,
+        folders: Sequence[tuple[str, str, str | None]],
+        mounts: Sequence[str] = (),
+    ) -> None:
         self._lock = threading.Lock()
+        self._mounts = list(mounts)
         self._scratch = scratch
         self._folders = list(folders)
         self._close = weakref.finalize(self, os.close, scratch) if scratch is not None else None
@@ -177,7 +183,7 @@ class Written:
         with self._lock:
             layers = self.layers()
             try:
-                return list_changes(layers, ignore=[target for target, _, _ in self._folders])
+                return list_changes(layers, ignore=self._mounts)
             finally:
                 _close_all(layers)
 

@@ -101,6 +101,28 @@ static pid_t clone_init(const struct nsm_plan *plan, struct nsm_journal *journal
     return child;
 }
 
+/*
+ * A signal that the owner's own starter ignored would be ignored here for ever.  Python sees to those that it
+ * knows; the C library keeps two for itself (32, 33) and hides them, so the kernel is asked directly.
+ */
+static void unignore_hidden_signals(void)
+{
+    struct {
+        uintptr_t handler;
+        unsigned long flags;
+        uintptr_t restorer;
+        uint64_t mask;
+    } action;
+    for (int number = 32; number < 34; number++) {
+        memset(&action, 0, sizeof action);
+        if (syscall(SYS_rt_sigaction, number, NULL, &action, sizeof action.mask) == 0 &&
+            action.handler == (uintptr_t)SIG_IGN) {
+            memset(&action, 0, sizeof action); /* SIG_DFL */
+            syscall(SYS_rt_sigaction, number, &action, NULL, sizeof action.mask);
+        }
+    }
+}
+
 /* Between fork and return in the payload: give up everything, the filter last. */
 static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journal)
 {
@@ -114,6 +136,7 @@ static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journa
     /* Its /proc/self is its own again, as in any program; the kernel picks it first when memory runs out. */
     if (NSM_TRY(journal, prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl(PR_SET_DUMPABLE, 1)") < 0)
         return -1;
+    unignore_hidden_signals();
     sigset_t none;
     sigemptyset(&none);
     if (NSM_TRY(journal, sigprocmask(SIG_SETMASK, &none, NULL), "sigprocmask(none)") < 0)
