@@ -171,13 +171,6 @@ class Written:
             layers.append(Layer(target, lower, upper))
         return layers
 
-    def size(self) -> int | None:
-        """Bytes in use in the scratch file system, see statvfs(3)."""
-        if self._scratch is None:
-            return None
-        status = os.fstatvfs(self._scratch)
-        return (status.f_blocks - status.f_bfree) * status.f_frsize
-
     def changes(self) -> ChangeList:
         """The list of what differs from the host's folders."""
         with self._lock:
