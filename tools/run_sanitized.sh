@@ -57,7 +57,7 @@ grep -q __asan_init "$mine"/lib/python*/site-packages/nsmagic/native/_runtime*.s
 stage=$(mktemp -d /var/tmp/nsmagic-test.XXXXXX)
 trap 'rm -rf "$stage"' EXIT
 chmod 755 "$stage"
-cp -R --no-preserve=ownership tests pyproject.toml "$stage/"
+cp -R --no-preserve=ownership tests pyproject.toml nsmagic/native "$stage/"
 
 echo "── tests with the sanitizers"
 status=0
