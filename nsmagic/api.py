@@ -50,7 +50,7 @@ def run_job(
 def run_once(container: ContainerSpec, job: JobSpec, *, sink: Sink, stdin: int | None) -> Result:
     """Run a script or program in a container, for a process that will run no other: no standby follows."""
     require_linux()
-    client.expect_no_cells()
+    client.expect("programs")
     return Container(container, keep=False).start().run_job(job, sink=sink, stdin=stdin)
 
 

@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import cgroups, channels, firewall, intake, values
 from nsmagic.errors import (
+    HostError,
     LauncherError,
     NsmagicError,
     SpecError,
@@ -28,7 +30,7 @@ from nsmagic.job import Report, Run
 from nsmagic.launcher import client, frames
 from nsmagic.outcome import judge
 from nsmagic.plan import make_plan, require_linux
-from nsmagic.result import Failure, Isolation, Result, Usage, Written
+from nsmagic.result import Failure, Isolation, Result, Usage, Written, written_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -239,6 +241,66 @@ class Container:
         """The host's process ids of what runs in it."""
         return self._group.pids() if self._group is not None else []
 
+    @property
+    def isolation(self) -> Isolation:
+        """What is in force, as far as it is built."""
+        return self._isolation()
+
+    @property
+    def host_uid(self) -> int:
+        """The uid on the host that its payload runs under."""
+        return self._plan.identity.host_uid
+
+    def usage(self) -> cgroups.Usage:
+        """What it has used so far, by the kernel's count; None where nobody counts."""
+        return self._group.usage() if self._group is not None else cgroups.Usage()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its payload's process group; init does it, so no pid can be mistaken.
+
+        See killpg(3).
+        """
+        if self._channels is not None:
+            self._channels.signal(number)
+
+    def set_limits(self, *, mem: int | None, swap: int, cpus: float | None, pids: int) -> None:
+        """Change its limits while it runs: bytes, bytes, processors' worth of time, processes.
+
+        Raises:
+            HostError: the kernel refused one, or nothing here can change it; those before it are in force.
+        """
+        limits = cgroups.Limits(mem=mem, swap=swap, cpus=cpus, pids=pids)
+        missing = self._plan.choice.mechanism.missing(limits)
+        if self._group is None or missing:
+            reason, remedy = (missing[0].reason, missing[0].remedy) if missing else (self._ended, "Start another.")
+            raise HostError("A new limit", reason, remedy)
+        self._group.set_limits(limits)
+        self.spec = replace(self.spec, mem=mem, swap=swap, cpus=cpus, pids=pids)
+
+    def open_sockets(self) -> int | None:
+        """A descriptor of the folder where its payload listens (``ContainerSpec.sockets``); the caller closes it.
+
+        None until it is built.  What lies in it is hostile: open without following links.
+        """
+        if self._channels is not None:
+            self._report.take(self._channels.report)
+        if self._report.scratch is None or not self._plan.root.sockets:
+            return None
+        return os.open(
+            self._plan.root.sockets,
+            os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+            dir_fd=self._report.scratch,
+        )
+
+    def written(self) -> Written:
+        """What it has written so far; holds its files until it is closed."""
+        scratch = self._report.scratch
+        return self._written(None if scratch is None else os.dup(scratch))
+
+    def _written(self, scratch: int | None) -> Written:
+        folders = [(folder.target, folder.scratch, folder.lower) for folder in self._plan.root.writable]
+        return Written(scratch, folders, self._plan.root.places)
+
     def usable(self) -> bool:
         """Whether an unused container is still good: built or being built, its launcher alive."""
         if self._channels is None or self._launcher is None or not self._launcher.alive():
@@ -373,7 +435,7 @@ class Container:
             "TERM": "dumb",
             "PWD": self._plan.root.workdir,
         }
-        if job.kind == "cell":
+        if job.kind in {"cell", "kernel"}:
             environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         return {**environment, **dict(job.env)}
 
@@ -412,7 +474,6 @@ class Container:
             scratch = os.dup(scratch) if ending.why == "kept" else scratch
             if ending.why != "kept":
                 self._report.scratch = None
-        folders = [(folder.target, folder.scratch, folder.lower) for folder in self._plan.root.writable]
         result = Result(
             outcome=verdict.outcome,
             exit_status=verdict.exit_status,
@@ -427,7 +488,7 @@ class Container:
             detail=verdict.detail,
             printed=ending.printed,
             dropped=ending.dropped,
-            written=Written(scratch, folders, self._plan.root.places),
+            written=self._written(scratch),
         )
         self._seen = group_usage
         if ending.why != "kept":
@@ -451,17 +512,13 @@ class Container:
         )
         if user is None and exited is not None:
             user, system, peak = exited.cpu_user, exited.cpu_system, peak or exited.memory_peak
-        written = None
-        if self._report.scratch is not None:
-            status = os.fstatvfs(self._report.scratch)
-            written = (status.f_blocks - status.f_bfree) * status.f_frsize
         return Usage(
             wall=ending.wall,
             cpu_user=user,
             cpu_system=system,
             memory_peak=peak,
             pids_peak=now.pids_peak,
-            written=written,
+            written=None if self._report.scratch is None else written_bytes(self._report.scratch),
             oom_kills=_since_count(now.oom_kills, before.oom_kills),
             pids_refused=_since_count(now.pids_refused, before.pids_refused),
         )

@@ -92,12 +92,14 @@ class Root:
         writable: the folders whose changes are listed, the working directory first.
         workdir: where the payload starts.
         disk_inodes: files that may be made.
+        sockets: the place in the scratch of the folder where the payload listens; empty for none.
         places: where something is mounted or was made: none of that is the job's doing.
         notes: what a user should know about it.
     """
 
     entries: list[Entry]
     writable: list[WritableFolder] = field(default_factory=list)
+    sockets: str = ""
     places: list[str] = field(default_factory=list)
     workdir: str = "/"
     disk_inodes: int = _MAX_INODES
@@ -306,6 +308,7 @@ def build_root(spec: ContainerSpec, identity: Identity, python_path: tuple[str, 
         Entry(kinds.DIRECTORY, b"/run"),
         _private("/dev/shm", 0o1777),  # noqa: S108 - likewise
         _private(identity.home, 0o700),
+        *([_private(spec.sockets, 0o700)] if spec.sockets else []),
         *_kernel(spec),
     ]
     workdir = _workdir(spec, identity, root)
@@ -319,6 +322,9 @@ def build_root(spec: ContainerSpec, identity: Identity, python_path: tuple[str, 
     entries += sorted(mine, key=lambda entry: entry.target.count(b"/"))
     root.entries = entries
     root.writable = _writable(entries, root.workdir)
+    for folder in [folder for folder in root.writable if folder.target == spec.sockets]:
+        root.sockets = folder.scratch
+        root.writable.remove(folder)
     root.places = [os.fsdecode(entry.target) for entry in entries]
     return root
 

@@ -191,12 +191,23 @@ class Written:
             finally:
                 _close_all(layers)
 
+    def size(self) -> int | None:
+        """Bytes in all of them together; None where the container had no file system of its own."""
+        with self._lock:
+            return None if self._scratch is None else written_bytes(self._scratch)
+
     def close(self) -> None:
         """Let the files go."""
         with self._lock:
             self._scratch = None
             if self._close is not None:
                 self._close()
+
+
+def written_bytes(scratch: int) -> int:
+    """Bytes that a container wrote, from a descriptor of its scratch file system; see statvfs(3)."""
+    status = os.fstatvfs(scratch)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 def _close_all(layers: Sequence[Layer]) -> None:

@@ -255,6 +255,8 @@ class ContainerSpec:
         hostname: the name that the container sees itself by.
         user: uid inside, or None for the caller's own (1000 where the caller is root).
         best_effort: run with less isolation where the host cannot do all that is asked.
+        sockets: absolute path of a folder of its own, where its payload listens and the owner connects to
+            (``Container.sockets``); empty for none.  Nothing in it counts as a change.
     """
 
     namespaces: frozenset[str] = frozenset(NAMESPACES)
@@ -269,6 +271,7 @@ class ContainerSpec:
     hostname: str = "container"
     user: int | None = None
     best_effort: bool = False
+    sockets: str = ""
 
     def __post_init__(self) -> None:
         """Check what concerns more than one field."""
@@ -291,10 +294,11 @@ class JobSpec:
     """One thing to run in a container.
 
     Attributes:
-        kind: ``cell`` (Python with a cell's semantics), ``script`` (Python as ``python FILE`` runs it) or
-            ``program`` (any argv).
-        code: Python source of a cell or script.
-        argv: the program and its arguments; of a script, its ``sys.argv``.
+        kind: ``cell`` (Python with a cell's semantics), ``script`` (Python as ``python FILE`` runs it),
+            ``program`` (any argv) or ``kernel`` (a Jupyter kernel that listens on the container's sockets).
+        code: Python source of a cell or script; of a kernel, its connection file's text.
+        argv: the program and its arguments; of a script, its ``sys.argv``; of a kernel, the folder of its
+            sockets and then its program's words, none for an ipykernel.
         env: variables added to the container's own.
         timeout: seconds of wall clock, or None.
         output_limit: bytes of output, streams and rich together.
@@ -305,7 +309,7 @@ class JobSpec:
         execution_count: the number that a cell shows in its tracebacks.
     """
 
-    kind: Literal["cell", "script", "program"]
+    kind: Literal["cell", "script", "program", "kernel"]
     code: str = ""
     argv: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()

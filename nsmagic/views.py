@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import html
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from nsmagic.result import seconds_text, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nsmagic.changes import Change
     from nsmagic.container import Container
-    from nsmagic.result import Result
+    from nsmagic.result import Isolation, Result
 
 _CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:top"
 _HEAD = f"{_CELL};font-weight:bold;border-bottom:1px solid #888"
 _MOST_CHANGES = 20
+_BAR_CHARACTERS = 20
+_BAR_IS_FULL = 0.9
 
 
 def _or_unknown(value: object, text: str) -> str:
@@ -53,10 +57,10 @@ def bundle(rows: Sequence[Sequence[str]], *, head: bool = False) -> dict[str, st
 
 def stats_rows(result: Result) -> list[tuple[str, str]]:
     """What ``--stats`` says: how it ended, what it used, what isolation was in force."""
-    usage, isolation = result.usage, result.isolation
+    usage = result.usage
     cpu = _or_unknown(usage.cpu_user, "")
     if usage.cpu_user is not None and usage.cpu_system is not None:
-        cpu = f"{seconds_text(usage.cpu_user)} user, {seconds_text(usage.cpu_system)} system"
+        cpu = cpu_text(usage.cpu_user, usage.cpu_system)
     rows = [
         ("ended", result.describe()),
         ("wall", seconds_text(usage.wall)),
@@ -68,8 +72,22 @@ def stats_rows(result: Result) -> list[tuple[str, str]]:
         ),
         ("processes", _or_unknown(usage.pids_peak, f"{usage.pids_peak} at once, init among them")),
         ("written", _or_unknown(usage.written, size_text(usage.written or 0))),
-        ("namespaces", ", ".join(isolation.namespaces) or "none"),
+        *isolation_rows(result.isolation),
+        *change_rows(result.changes),
     ]
+    if result.changes.truncated:
+        rows.append(("changes", f"incomplete: {result.changes.truncated}"))
+    return rows
+
+
+def cpu_text(user: float, system: float) -> str:
+    """Processor time in words; both in seconds."""
+    return f"{seconds_text(user)} user, {seconds_text(system)} system"
+
+
+def isolation_rows(isolation: Isolation) -> list[tuple[str, str]]:
+    """The isolation that is in force."""
+    rows = [("namespaces", ", ".join(isolation.namespaces) or "none")]
     if isolation.added:
         rows.append(("added", f"{', '.join(isolation.added)}: without it the others cannot be made"))
     rows += [("limit", f"{name}: {how}") for name, how in isolation.limits.items()]
@@ -81,20 +99,91 @@ def stats_rows(result: Result) -> list[tuple[str, str]]:
         ("system calls", isolation.system_calls),
         ("directory", isolation.workdir),
     ]
-    rows += [("note", note) for note in isolation.notes]
-    changes = result.changes
+    return rows + [("note", note) for note in isolation.notes]
+
+
+def change_rows(changes: Sequence[Change]) -> list[tuple[str, str]]:
+    """The first of the files that were changed, and how many more there are."""
+    rows = []
     for change in list(changes)[:_MOST_CHANGES]:
-        rows.append(
-            (change.kind, _path_text(change.path) + (f" ({size_text(change.size)})" if change.size else ""))
-        )
+        size = f" ({size_text(change.size)})" if change.size else ""
+        rows.append((change.kind, path_text(change.path) + size))
     if len(changes) > _MOST_CHANGES:
         rows.append(("changes", f"and {len(changes) - _MOST_CHANGES} more"))
-    if changes.truncated:
-        rows.append(("changes", f"incomplete: {changes.truncated}"))
     return rows
 
 
-def _path_text(path: str) -> str:
+@dataclass(frozen=True)
+class Bar:
+    """Use against a limit.
+
+    Attributes:
+        name: of what.
+        used: now; None where nobody counts.
+        limit: None for none.
+        unit: ``size`` (bytes) or ``count``.
+        peak: the most so far; None where nobody counts.
+    """
+
+    name: str
+    used: int | None
+    limit: int | None
+    unit: Literal["size", "count"]
+    peak: int | None = None
+
+    @property
+    def share(self) -> float | None:
+        """From 0 to 1; None where there is nothing to compare."""
+        if self.used is None or not self.limit:
+            return None
+        return min(self.used / self.limit, 1.0)
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.used is None:
+            return "not counted here"
+        show = size_text if self.unit == "size" else str
+        limit = f" of {show(self.limit)}" if self.limit else ", no limit"
+        peak = f", peak {show(self.peak)}" if self.peak is not None else ""
+        return f"{show(self.used)}{limit}{peak}"
+
+
+def _bar_text(share: float | None) -> str:
+    full = round((share or 0.0) * _BAR_CHARACTERS)
+    return "[" + "#" * full + "." * (_BAR_CHARACTERS - full) + "]" if share is not None else ""
+
+
+def _bar_html(share: float | None) -> str:
+    if share is None:
+        return ""
+    colour = "#c62828" if share > _BAR_IS_FULL else "#2e7d32"
+    return (
+        '<div style="width:200px;height:10px;border:1px solid #888;border-radius:3px">'
+        f'<div style="width:{share * 100:.1f}%;height:10px;background:{colour}"></div></div>'
+    )
+
+
+def isolation_bundle(bars: Sequence[Bar], rows: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What ``%isolation`` shows: use against limits as bars, then what is in force."""
+    text = [(bar.name, _bar_text(bar.share), bar.text) for bar in bars]
+    drawn = "".join(
+        f'<tr><td style="{_CELL}">{html.escape(bar.name)}</td><td style="{_CELL}">{_bar_html(bar.share)}</td>'
+        f'<td style="{_CELL}">{html.escape(bar.text)}</td></tr>'
+        for bar in bars
+    )
+    return {
+        "text/plain": table_text(text) + "\n\n" + table_text(rows),
+        "text/html": f'<table style="border-collapse:collapse;font-size:90%">{drawn}</table>{table_html(rows)}',
+    }
+
+
+def note(text: str) -> dict[str, str]:
+    """One sentence for ``display``."""
+    return {"text/plain": text, "text/html": f"<p>{html.escape(text)}</p>"}
+
+
+def path_text(path: str) -> str:
     """A hostile name on one printable line."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in path[:200]

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -26,6 +26,8 @@ from nsmagic.launcher import frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+Warm = Literal["cells", "kernel", "programs"]
 
 _START_SECONDS: Final = 60.0
 _EXIT_SECONDS: Final = 2.0
@@ -73,10 +75,11 @@ class Launcher:
 
     Args:
         preload: modules that it imports, so that cells find them imported.
-        cells: whether it imports IPython's shell too, which cells need; scripts and programs do not.
+        warm: what it imports for its payloads: IPython's shell, which ``cells`` need, an ipykernel for a
+            ``kernel``, or nothing for ``programs`` (and scripts), which start sooner so.
     """
 
-    def __init__(self, preload: Sequence[str] = (), *, cells: bool = True) -> None:
+    def __init__(self, preload: Sequence[str] = (), *, warm: Warm = "cells") -> None:
         self.preload = tuple(preload)
         self.path = python_path()
         self.started = time.monotonic()
@@ -86,7 +89,7 @@ class Launcher:
         self._log = os.memfd_create("nsmagic-launcher-log")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         owned.add(self._socket.fileno())
-        config = json.dumps({"owner": theirs.fileno(), "preload": self.preload, "cells": cells})
+        config = json.dumps({"owner": theirs.fileno(), "preload": self.preload, "warm": warm})
         environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
         environment |= dict.fromkeys(_ONE_THREAD, "1")
         # Matplotlib looks at this when it is imported, which may be here.
@@ -210,7 +213,7 @@ class _Current:
         self.pid = os.getpid()
         self.launcher: Launcher | None = None
         self.preload: tuple[str, ...] = ()
-        self.cells = True
+        self.warm: Warm = "cells"
         self.deaths: list[str] = []
 
 
@@ -235,7 +238,7 @@ def start() -> Launcher:
             state.launcher.stop()
             state.launcher = None
         if state.launcher is None:
-            state.launcher = Launcher(state.preload, cells=state.cells)
+            state.launcher = Launcher(state.preload, warm=state.warm)
         return state.launcher
 
 
@@ -261,9 +264,9 @@ def set_preload(modules: Sequence[str]) -> None:
             stop()
 
 
-def expect_no_cells() -> None:
-    """This process will run scripts and programs only: its launcher starts sooner without IPython's shell."""
-    _state().cells = False
+def expect(warm: Warm) -> None:
+    """Say what this process will run, before its launcher is started; see ``Launcher``."""
+    _state().warm = warm
 
 
 def stop() -> None:

@@ -28,6 +28,8 @@ MAX_ENTRIES: Final = 1000
 MAX_LINES: Final = 10_000
 MAX_NAME: Final = 1000
 LENGTH: Final = struct.Struct("!I")
+CONNECTION_FILE: Final = "{connection_file}"
+"""What stands in a kernel's argv for the file that tells it where to listen; Jupyter's own word for it."""
 
 
 class FrameError(Exception):
@@ -107,6 +109,8 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
     """What to run; see ``JobSpec``.
 
     Attributes:
+        code: Python source; of a kernel, its connection file's text.
+        argv: the words of a program; of a kernel, the folder of its sockets and then the words of its program.
         variables: encoded values to put into the cell's namespace, by name.
         pickled: likewise, values that only pickle could carry; they come from the owner, who is trusted.
         ask: whether ``input()`` may ask the owner.

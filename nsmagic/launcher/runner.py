@@ -173,6 +173,8 @@ def _run(job: frames.Job, channel: Channel, shell: RunnerShell | None) -> NoRetu
     os.environ.update(job.env)
     sys.argv[:] = job.argv or [""]
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as Python itself does it
+    if job.kind == "kernel":
+        _run_kernel(job, channel)
     if job.kind == "program":
         _execute(job.argv, channel)
     if job.fresh:
@@ -195,6 +197,21 @@ def _run_python(job: frames.Job, channel: Channel, shell: RunnerShell | None) ->
     flush()
     channel.send(frames.Done(status, extracted, problems))
     os._exit(status)
+
+
+def _run_kernel(job: frames.Job, channel: Channel) -> NoReturn:
+    from nsmagic.launcher import kernel  # noqa: PLC0415 - only kernels get here
+
+    folder, *argv = job.argv
+    path = kernel.write_connection_file(job.code, folder)
+    if argv:
+        # The program's own words, with the place of the file that it shall read.
+        _execute([word.replace(frames.CONNECTION_FILE, path) for word in argv], channel)
+    try:
+        kernel.serve_ipykernel(path)
+    except BaseException:  # noqa: BLE001 - whatever it can raise, the process ends here
+        sys.__excepthook__(*sys.exc_info())
+        os._exit(_EXIT_FAILED)
 
 
 def _execute(argv: list[str], channel: Channel) -> NoReturn:

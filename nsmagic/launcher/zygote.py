@@ -24,7 +24,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic.launcher import frames, runner
+from nsmagic.launcher import frames, kernel, runner
 from nsmagic.native._runtime import ffi, lib
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def _preload(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def main() -> NoReturn:
-    """Run the launcher; the last argument is JSON: ``owner`` (a descriptor), ``preload``, ``cells``."""
+    """Run the launcher; the last argument is JSON: ``owner`` (a descriptor), ``preload``, ``warm``."""
     config = json.loads(sys.argv[-1])
     if os.geteuid() == 0:
         # A payload keeps our supplementary groups (its user namespace forbids it to drop them), and root's
@@ -288,7 +288,9 @@ def main() -> NoReturn:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         failed = _preload(config)
-    shell = runner.make_shell() if config["cells"] else None
+    if config["warm"] == "kernel":
+        failed += kernel.warm()
+    shell = runner.make_shell() if config["warm"] == "cells" else None
     if _threads() > 1:
         raise SystemExit("the launcher has more than one thread; it could not be cloned safely")
     owner = socket.socket(fileno=config["owner"])

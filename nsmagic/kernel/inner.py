@@ -1,0 +1,313 @@
+"""One inner kernel: a container with a kernel in it, and the supervisor's connections to it.
+
+Its life: *building* (the launcher clones it), *connecting* (it binds its sockets; we open each by descriptor,
+so that none can be swapped for a link, and connect to that very socket), *ready* (it has answered and is
+heard), *over* (its container has ended, and ``Result`` says how).  It is never used again; the supervisor
+makes a new one.
+
+The container runs through ``Container.run_job`` in a thread of its own, as every job does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from nsmagic.container import Container
+from nsmagic.errors import NsmagicError
+from nsmagic.firewall import StreamCleaner
+from nsmagic.kernel import wire
+from nsmagic.kernel.zmtp import Peer, ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nsmagic.firewall import Filtered
+    from nsmagic.kernel.settings import Settings
+    from nsmagic.result import Result
+
+InnerChannel = Literal["shell", "control", "stdin", "iopub"]
+
+SOCKETS: Final = "/run/nsmagic"
+"""Where an inner kernel's sockets lie, as it sees them."""
+
+_PORTS: Final[dict[InnerChannel, int]] = {"shell": 1, "control": 2, "stdin": 3, "iopub": 4}
+_HEARTBEAT_PORT: Final = 5  # nobody listens to it: a kernel lives as long as its container does
+_IDENTITY: Final = b"nsmagic-supervisor"
+_SLACK_BYTES: Final = 2 << 20
+_READS: Final = 4
+_PROBE_SECONDS: Final = 0.1
+_EOF_SECONDS: Final = 0.5
+
+log = logging.getLogger("nsmagic.kernel")
+
+
+class _Log:
+    """The sink for a kernel's own streams, which are not its cells': they go into the server's log."""
+
+    def __init__(self) -> None:
+        self._cleaners = {name: StreamCleaner(cursor_up=False) for name in ("stdout", "stderr")}
+        self.last = ""
+
+    def stream(self, name: str, data: bytes) -> None:
+        """Log it, cleaned."""
+        text = self._cleaners[name].feed(data)
+        self.last = (self.last + text)[-2000:]
+        for line in text.splitlines():
+            if line.strip():
+                log.warning("inner kernel: %s", line[:2000])
+
+    def display(self, output: Filtered, kind: str, display_id: str | None, *, update: bool) -> None:
+        """No kernel sends this way."""
+
+    def clear(self, *, wait: bool) -> None:
+        """Likewise."""
+
+    def failure(self, ename: str, evalue: str, traceback: list[str]) -> None:
+        """Likewise."""
+
+    def ask(self, prompt: str, *, password: bool) -> str | None:
+        """Nobody is there."""
+        del prompt, password
+        return None
+
+
+class InnerKernel:
+    """One inner kernel.
+
+    Args:
+        settings: what it should be.
+        wake: called, from a thread, when its container has ended.
+        container: a standby to use; else one is built.
+
+    Raises:
+        NsmagicError: it cannot be built here.
+    """
+
+    def __init__(self, settings: Settings, wake: Callable[[], None], container: Container | None = None) -> None:
+        self._settings = settings
+        self._wake = wake
+        self.started = time.monotonic()
+        self.result: Result | None = None
+        self.error: NsmagicError | None = None
+        self.over = False
+        self.ready = False
+        self.broken = ""
+        self.forged = 0
+        self.info: dict[str, Any] = {}
+        self.log = _Log()
+        self.peers: dict[InnerChannel, Peer] = {}
+        self._broken_since = 0.0
+        self._key_text = secrets.token_hex(32)
+        self._key = wire.Key(self._key_text.encode())
+        self._writer = wire.Writer(self._key)
+        self._probe = ""
+        self._probed = 0.0
+        self._answered = False
+        self._heard = False
+        self.container = container or make_container(settings)
+        self._folder = self.container.spec.sockets
+        self._thread = threading.Thread(target=self._live, name="nsmagic-inner-kernel", daemon=True)
+        self._thread.start()
+
+    def _live(self) -> None:
+        """In a thread: the container's whole life."""
+        connection = {
+            "transport": "ipc",
+            "ip": f"{self._folder}/kernel",
+            "key": self._key_text,
+            "signature_scheme": "hmac-sha256",
+            "kernel_name": self._settings.name,
+            "hb_port": _HEARTBEAT_PORT,
+            **{f"{channel}_port": port for channel, port in _PORTS.items()},
+        }
+        job = replace(
+            self._settings.job,
+            code=wire.dumps(connection).decode(),
+            argv=(self._folder, *self._settings.argv),
+        )
+        try:
+            self.result = self.container.run_job(job, sink=self.log)
+        except NsmagicError as error:
+            self.error = error
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the end must hear of it
+            self.error = NsmagicError(f"{type(error).__name__}: {error}")
+        self.over = True
+        self._wake()
+
+    # ---- connections --------------------------------------------------------------
+
+    def connect(self) -> bool:
+        """Try to connect what is not connected yet; whether all is.
+
+        There is no event for "somebody has begun to listen", so the supervisor tries again and again.
+        """
+        if self.over or self.broken or len(self.peers) == len(_PORTS):
+            return not self.broken
+        folder = self._open_folder()
+        if folder is None:
+            return False
+        try:
+            for channel, port in _PORTS.items():
+                if channel not in self.peers:
+                    connection = _connect(folder, f"kernel-{port}")
+                    if connection is None:
+                        return False
+                    self._add_peer(channel, connection)
+        finally:
+            os.close(folder)
+        self._send_probe()
+        return True
+
+    def _open_folder(self) -> int | None:
+        if "mount" in self.container.namespaces:
+            return self.container.open_sockets()
+        with contextlib.suppress(OSError):
+            return os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return None
+
+    def _add_peer(self, channel: InnerChannel, connection: socket.socket) -> None:
+        # Requests and what they ask the user go by the same identity: that is how a kernel finds us again.
+        identity = _IDENTITY if channel != "iopub" else b""
+        limit = self._settings.job.output_limit + _SLACK_BYTES
+        kind: Literal["DEALER", "SUB"] = "SUB" if channel == "iopub" else "DEALER"
+        self.peers[channel] = Peer(connection, kind, identity=identity, max_bytes=limit)
+
+    def _send_probe(self) -> None:
+        """Ask it for its kernel's info: its answer, and what it publishes meanwhile, show that it is there."""
+        frames = self._writer.frames("kernel_info_request", {})
+        self._probe = wire.parse(frames, self._key).header.msg_id
+        self._probed = time.monotonic()
+        self.peers["shell"].send(frames)
+
+    def send(self, channel: InnerChannel, message: wire.Message) -> bool:
+        """Send a client's message on, under the inner key; False where the kernel does not read."""
+        return self.peers[channel].send(wire.signed(message, self._key))
+
+    def read(self) -> list[tuple[InnerChannel, wire.Message]]:
+        """What has come; a bounded piece of each channel, so that none starves another."""
+        found: list[tuple[InnerChannel, wire.Message]] = []
+        for channel, peer in self.peers.items():
+            try:
+                for _ in range(_READS):
+                    frames = peer.read()
+                    if not frames:
+                        break
+                    found += [(channel, message) for message in self._parse(frames) if self._is_for_others(channel, message)]
+            except EOFError:
+                self._break("it closed a channel", at_once=False)
+            except ProtocolError as error:
+                self._break(f"it sent {error}", at_once=True)
+        if self._answered and not self.ready:
+            self.ready = self._heard
+            if not self.ready and time.monotonic() - self._probed > _PROBE_SECONDS:
+                self._send_probe()
+        return found
+
+    def _parse(self, messages: list[list[bytes]]) -> list[wire.Message]:
+        parsed = []
+        for frames in messages:
+            try:
+                parsed.append(wire.parse(frames, self._key))
+            except wire.WireError:
+                self.forged += 1
+        return parsed
+
+    def _is_for_others(self, channel: InnerChannel, message: wire.Message) -> bool:
+        if channel == "iopub":
+            self._heard = True
+        if not self._probe or message.parent_id != self._probe:
+            return True
+        if message.header.msg_type == "kernel_info_reply":
+            self._answered = True
+            with contextlib.suppress(wire.WireError):
+                content = wire.loads(message.parts[3])
+                self.info = content if isinstance(content, dict) else {}
+        return False
+
+    def _break(self, why: str, *, at_once: bool) -> None:
+        """A channel is of no more use, and so the kernel is not either."""
+        if not self.broken:
+            self.broken = why
+            self._broken_since = time.monotonic() - (_EOF_SECONDS if at_once else 0.0)
+        for peer in self.peers.values():
+            peer.close()
+        self.peers.clear()
+
+    def end_if_broken(self) -> None:
+        """A kernel whose channels are gone is ended; one that is just dying may first say how."""
+        if self.broken and not self.over and time.monotonic() - self._broken_since >= _EOF_SECONDS:
+            self.container.stop()
+
+    # ---- end ---------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the container and everything in it."""
+        for peer in self.peers.values():
+            peer.close()
+        self.peers.clear()
+        self.container.stop()
+        self._thread.join(2.0)
+        if "mount" not in self.container.namespaces:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def how_it_ended(self) -> str:
+        """In words, for whoever loses by it."""
+        if self.error is not None:
+            return str(self.error)
+        if self.broken and (self.result is None or self.result.outcome == "stopped"):
+            return f"stopped, because {self.broken}"
+        if self.result is None:
+            return "it runs"
+        if self.result.ok:
+            return "its process ended by itself (exit status 0)"
+        return self.result.describe()
+
+
+def make_container(settings: Settings) -> Container:
+    """Build the container for an inner kernel; returns before it is built.
+
+    Raises:
+        NsmagicError: this host cannot do it.
+    """
+    spec = settings.spec
+    if "mount" in spec.namespaces:
+        return Container(replace(spec, sockets=SOCKETS), keep=False).start()
+    # Without a mount namespace there is no file system of its own, so the sockets lie in a folder of the host.
+    folder = tempfile.mkdtemp(prefix="nsmagic-")
+    container = Container(replace(spec, sockets=folder), keep=False)
+    os.chown(folder, container.host_uid, -1)
+    return container.start()
+
+
+def _connect(folder: int, name: str) -> socket.socket | None:
+    """Connect to a socket in a hostile folder; None where nobody listens there yet.
+
+    The socket is opened first, as itself and without following a link, and then connected to by that
+    descriptor: whatever lies under the name by then does not matter.  See openat(2) (O_PATH), unix(7).
+    """
+    try:
+        found = os.open(name, getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(found).st_mode):
+            raise ConnectionRefusedError
+        connection.connect(f"/proc/self/fd/{found}")
+    except OSError:
+        connection.close()
+        return None
+    finally:
+        os.close(found)
+    return connection

@@ -1,0 +1,139 @@
+"""What is known of the requests that clients have made; bounded, and pure.
+
+An inner kernel's messages are about requests.  What it says of them is checked against this table: a reply
+goes to whoever asked, once; a request is busy once and idle once; and what is shown under it counts against
+its output limit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nsmagic.kernel.frontend import Channel
+    from nsmagic.kernel.wire import Message
+
+_KEPT: Final = 1000
+"""Answered requests whose late output still finds its cell."""
+
+
+@dataclass
+class Request:
+    """One request of a client.
+
+    Attributes:
+        name: its ``msg_id``.
+        kind: its ``msg_type``.
+        channel: that it came by, and its reply goes by.
+        identities: where its reply goes.
+        header: as it came; what is sent about it carries this as its parent.
+        session: the client's.
+        subshell: the subshell that it is for, or None for the main shell.
+        message: itself, until it is sent on.
+        can_ask: whether its client answers ``input_request``.
+        silent: whether its client wants to see nothing.
+        code: of a cell.
+        stops: whether its failure aborts those behind it.
+        room: bytes of output that may still be shown under it.
+        forwarded: whether the inner kernel has it; ``time.monotonic()``, or None.
+        replied: whether it was answered.
+        busy: whether that was published.
+        idle: likewise.
+        echoed: whether its code was published.
+        over: whether it was said that its output limit is reached.
+        interrupted: when its time limit interrupted it, or None.
+    """
+
+    name: str
+    kind: str
+    channel: Channel
+    identities: list[bytes]
+    header: bytes
+    session: str
+    subshell: str | None
+    message: Message
+    can_ask: bool = False
+    silent: bool = False
+    code: str = ""
+    stops: bool = True
+    room: int = 0
+    forwarded: float | None = None
+    replied: bool = False
+    busy: bool = False
+    idle: bool = False
+    echoed: bool = False
+    over: bool = False
+    interrupted: float | None = None
+
+    @property
+    def reply_kind(self) -> str:
+        """The type of its reply."""
+        return self.kind.removesuffix("_request") + "_reply"
+
+    @property
+    def executes(self) -> bool:
+        """Whether it runs code."""
+        return self.kind == "execute_request"
+
+
+@dataclass
+class Requests:
+    """All of them: those that wait for an answer, and the last of those that have one."""
+
+    open: OrderedDict[str, Request] = field(default_factory=OrderedDict)
+    answered: OrderedDict[str, Request] = field(default_factory=OrderedDict)
+    last_cell: Request | None = None
+    _free: dict[str | None, float] = field(default_factory=dict)
+
+    def add(self, request: Request) -> None:
+        """A new one."""
+        self.open[request.name] = request
+        if request.executes:
+            self.last_cell = request
+
+    def note(self, request: Request) -> None:
+        """A message that has no answer, but of which others may be about."""
+        self.answered[request.name] = request
+        self._trim()
+
+    def find(self, name: str) -> Request | None:
+        """The request of this name, answered or not."""
+        return self.open.get(name) or self.answered.get(name)
+
+    def finish(self, request: Request) -> None:
+        """It is answered."""
+        request.replied = True
+        self.open.pop(request.name, None)
+        self.answered[request.name] = request
+        if request.executes:
+            self._free[request.subshell] = time.monotonic()
+        self._trim()
+
+    def _trim(self) -> None:
+        while len(self.answered) > _KEPT:
+            self.answered.popitem(last=False)
+
+    def running(self) -> list[Request]:
+        """The cells that run: in each shell the first that was sent on and has no answer."""
+        first: dict[str | None, Request] = {}
+        for request in self.open.values():
+            if request.executes and request.forwarded is not None:
+                first.setdefault(request.subshell, request)
+        return list(first.values())
+
+    def began(self, request: Request) -> float:
+        """When a running cell began, by what we know: it was sent on, and the one before it had ended."""
+        return max(request.forwarded or 0.0, self._free.get(request.subshell, 0.0))
+
+    def waiting(self) -> Iterator[Request]:
+        """Those that no inner kernel has been told of, in order."""
+        return (request for request in list(self.open.values()) if request.forwarded is None)
+
+    def shells_are_free(self) -> bool:
+        """Whether no cell is on its way through the inner kernel."""
+        return not any(request.executes and request.forwarded is not None for request in self.open.values())

@@ -1,0 +1,201 @@
+"""Jupyter's messages as frames: signed, typed, bounded.
+
+A message is: identities, ``<IDS|MSG>``, a signature, then header, parent header, metadata and content as JSON,
+then binary buffers, which are not signed.  Two keys are in use, the front end's and the inner kernel's, and
+neither side ever learns the other's.  Pure: no sockets.
+
+See https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Annotated, Any, Final
+
+import msgspec
+
+DELIMITER: Final = b"<IDS|MSG>"
+PROTOCOL_VERSION: Final = "5.4"
+_PARTS: Final = 4
+_MAX_IDENTITIES: Final = 16
+_MAX_NAME: Final = 200
+
+Name = Annotated[str, msgspec.Meta(max_length=_MAX_NAME)]
+
+
+class WireError(Exception):
+    """Frames that are no message, or whose signature is not right."""
+
+
+class Header(msgspec.Struct, frozen=True):
+    """What of a header is read; all else in it is passed on or left out as a whole."""
+
+    msg_id: Name
+    msg_type: Name
+    session: Name = ""
+    subshell_id: Name | None = None
+
+
+class _Parent(msgspec.Struct, frozen=True):
+    msg_id: Name = ""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message whose signature was right.
+
+    Attributes:
+        identities: the frames in front.
+        header: of it, what is read.
+        parent_id: the message that it answers; empty for none.
+        parts: header, parent header, metadata and content, as they came.
+        buffers: as they came.
+    """
+
+    identities: list[bytes]
+    header: Header
+    parent_id: str
+    parts: list[bytes]
+    buffers: list[bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that it carries."""
+        return sum(map(len, self.parts)) + sum(map(len, self.buffers))
+
+
+_header: Final = msgspec.json.Decoder(Header)
+_parent: Final = msgspec.json.Decoder(_Parent)
+_any: Final = msgspec.json.Decoder()
+_encoder: Final = msgspec.json.Encoder()
+
+
+class Key:
+    """What signs and checks messages.
+
+    Args:
+        key: the connection file's; empty where messages are not signed.
+        scheme: such as ``hmac-sha256``.
+
+    Raises:
+        ValueError: a scheme that this Python cannot do.
+    """
+
+    def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
+        if not scheme.startswith("hmac-"):
+            raise ValueError(f"signature scheme {scheme!r} is not hmac-…")
+        self._mac = hmac.new(key, digestmod=scheme.removeprefix("hmac-")) if key else None
+
+    def sign(self, parts: list[bytes]) -> bytes:
+        """The signature of the four parts."""
+        if self._mac is None:
+            return b""
+        mac = self._mac.copy()
+        for part in parts:
+            mac.update(part)
+        return mac.hexdigest().encode()
+
+    def right(self, signature: bytes, parts: list[bytes]) -> bool:
+        """Whether a signature is right."""
+        return self._mac is None or hmac.compare_digest(signature, self.sign(parts))
+
+
+def parse(frames: list[bytes], key: Key) -> Message:
+    """Frames as a message.
+
+    Raises:
+        WireError: they are none, or the signature is not right.
+    """
+    try:
+        at = frames[: _MAX_IDENTITIES + 1].index(DELIMITER)
+    except ValueError:
+        raise WireError("frames without a delimiter") from None
+    parts = frames[at + 2 : at + 2 + _PARTS]
+    if len(parts) < _PARTS:
+        raise WireError("too few frames")
+    if not key.right(frames[at + 1], parts):
+        raise WireError("a signature that is not right")
+    try:
+        header, parent = _header.decode(parts[0]), _parent.decode(parts[1])
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        raise WireError("a malformed header") from None
+    return Message(frames[:at], header, parent.msg_id, parts, frames[at + 2 + _PARTS :])
+
+
+def loads(part: bytes) -> Any:
+    """A part as plain data.
+
+    Raises:
+        WireError: it is no JSON.
+    """
+    try:
+        return _any.decode(part)
+    except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError):
+        pass
+    try:
+        # Kernels send what strict JSON has not: NaN, halves of surrogate pairs, bytes that are not UTF-8.
+        return json.loads(part.decode(errors="replace"), parse_constant=_nothing)
+    except (RecursionError, ValueError, MemoryError):
+        raise WireError("a part that is no JSON") from None
+
+
+def _nothing(name: str) -> None:
+    """Stand for NaN and the infinities, which no front end could read."""
+    del name
+
+
+def dumps(value: object) -> bytes:
+    """Plain data as JSON."""
+    return _encoder.encode(value)
+
+
+class Writer:
+    """Makes new messages of one session, signed.
+
+    Args:
+        key: signs them.
+    """
+
+    def __init__(self, key: Key) -> None:
+        self.session = uuid.uuid4().hex
+        self._key = key
+        self._count = 0
+
+    def frames(
+        self,
+        msg_type: str,
+        content: object,
+        *,
+        parent: bytes = b"{}",
+        metadata: object = None,
+        buffers: list[bytes] | None = None,
+    ) -> list[bytes]:
+        """A message's frames from the delimiter on.
+
+        Args:
+            msg_type: as the protocol names it.
+            content: plain data.
+            parent: the header of the message that it answers, as it came.
+            metadata: plain data.
+            buffers: binary frames.
+        """
+        self._count += 1
+        header = {
+            "msg_id": f"{self.session}_{self._count}",
+            "msg_type": msg_type,
+            "username": "kernel",
+            "session": self.session,
+            "date": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"),
+            "version": PROTOCOL_VERSION,
+        }
+        parts = [dumps(header), parent, dumps(metadata or {}), dumps(content)]
+        return [DELIMITER, self._key.sign(parts), *parts, *(buffers or [])]
+
+
+def signed(message: Message, key: Key) -> list[bytes]:
+    """A message's frames from the delimiter on, under another key."""
+    return [DELIMITER, key.sign(message.parts), *message.parts, *message.buffers]

@@ -1,0 +1,213 @@
+"""ZMTP 3.0, as much of it as it takes to speak to an inner kernel over a Unix socket; typed and bounded.
+
+Kernels listen with libzmq, and so the front end is served with it.  Towards the container we read the bytes
+ourselves, because libzmq bounds a frame (ZMQ_MAXMSGSIZE) but not the number of frames in one message: a
+hostile kernel could fill the supervisor's memory with a message that never ends.  Here whatever is over a
+bound ends the connection, and what is not read yet stays in the kernel's socket buffer and slows down the
+sender alone.
+
+Knows nothing of Jupyter.  See https://rfc.zeromq.org/spec/23/ (greeting, NULL mechanism, framing) and
+unix(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    import socket
+
+MAX_FRAMES: Final = 1024
+"""Frames of one message; a widget's message has one for each of its buffers."""
+MAX_UNSENT: Final = 64 << 20
+"""Bytes that may wait for a kernel that does not read."""
+
+_READ_BYTES: Final = 1 << 18
+_GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+_GREETING_BYTES: Final = 64
+_SIGNATURE_END: Final = 9
+_MAJOR: Final = 3
+_MECHANISM: Final = slice(12, 32)
+_MORE: Final = 1
+_LONG: Final = 2
+_COMMAND: Final = 4
+_MAX_SHORT: Final = 255
+_MAX_COMMAND: Final = 4096
+_LENGTH: Final = struct.Struct("!Q")
+_PROPERTY_LENGTH: Final = struct.Struct("!I")
+
+
+class ProtocolError(Exception):
+    """What came is no ZMTP, or over a bound; the text says which, in our own words."""
+
+
+def _frame(flags: int, body: bytes) -> bytes:
+    if len(body) <= _MAX_SHORT:
+        return bytes((flags, len(body))) + body
+    return bytes((flags | _LONG,)) + _LENGTH.pack(len(body)) + body
+
+
+def _ready(kind: str, identity: bytes) -> bytes:
+    properties = b""
+    for name, value in ((b"Socket-Type", kind.encode()), (b"Identity", identity)):
+        properties += bytes((len(name),)) + name + _PROPERTY_LENGTH.pack(len(value)) + value
+    return _frame(_COMMAND, b"\x05READY" + properties)
+
+
+class Peer:
+    """One connection to a kernel's socket.
+
+    Args:
+        connection: connected, non-blocking; it is closed with the peer.
+        kind: ``DEALER`` for requests, ``SUB`` for what a kernel publishes.
+        identity: by which a ROUTER over there knows us.
+        max_bytes: of one message.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        kind: Literal["DEALER", "SUB"],
+        *,
+        identity: bytes = b"",
+        max_bytes: int,
+    ) -> None:
+        self._connection = connection
+        self._max_bytes = max_bytes
+        self._incoming = bytearray()
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._greeted = False
+        self.ready = False
+        self._outgoing = bytearray(_GREETING + _ready(kind, identity))
+        # A subscription to everything is a message like any other, in 3.0; it waits for the handshake.
+        self._waiting = bytearray(_frame(0, b"\x01")) if kind == "SUB" else bytearray()
+
+    def fileno(self) -> int:
+        """The descriptor to poll."""
+        return self._connection.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether bytes wait to be written."""
+        return bool(self._outgoing)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the kernel to read."""
+        return len(self._outgoing) + len(self._waiting)
+
+    def send(self, parts: list[bytes]) -> bool:
+        """Send one message, now or when the kernel reads; False where too much waits already."""
+        size = sum(len(part) for part in parts)
+        if self.unsent + size > MAX_UNSENT:
+            return False
+        target = self._outgoing if self.ready else self._waiting
+        for part in parts[:-1]:
+            target += _frame(_MORE, part)
+        target += _frame(0, parts[-1])
+        self.write()
+        return True
+
+    def write(self) -> None:
+        """Write what the kernel takes."""
+        while self._outgoing:
+            try:
+                sent = self._connection.send(self._outgoing[: 1 << 20])
+            except BlockingIOError:
+                return
+            except OSError:  # reading will tell
+                self._outgoing.clear()
+                return
+            del self._outgoing[:sent]
+
+    def read(self) -> list[list[bytes]]:
+        """Read once; gives the messages that are complete.
+
+        Raises:
+            EOFError: the connection has ended.
+            ProtocolError: what came makes no sense; the connection is of no more use.
+        """
+        try:
+            data = self._connection.recv(_READ_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            raise EOFError
+        self._incoming += data
+        messages: list[list[bytes]] = []
+        offset = 0
+        if not self._greeted:
+            if len(self._incoming) < _GREETING_BYTES:
+                return []
+            self._check_greeting(bytes(self._incoming[:_GREETING_BYTES]))
+            offset = _GREETING_BYTES
+        while (found := self._next_frame(offset)) is not None:
+            flags, body, offset = found
+            self._take(flags, body, messages)
+        del self._incoming[:offset]
+        return messages
+
+    def _check_greeting(self, greeting: bytes) -> None:
+        mechanism = greeting[_MECHANISM].rstrip(b"\0")
+        if greeting[0] != 0xFF or not greeting[_SIGNATURE_END] & 1 or greeting[_SIGNATURE_END + 1] < _MAJOR:  # noqa: PLR2004 - the signature
+            raise ProtocolError("a greeting that is not ZMTP 3")
+        if mechanism != b"NULL":
+            raise ProtocolError("a security mechanism that nobody asked for")
+        self._greeted = True
+
+    def _next_frame(self, offset: int) -> tuple[int, bytes, int] | None:
+        """The frame at this place of what came, and the place behind it; None where it is not complete."""
+        view = memoryview(self._incoming)
+        with view:
+            if len(view) - offset < 2:  # noqa: PLR2004 - flags and a length
+                return None
+            flags = view[offset]
+            if flags & ~(_MORE | _LONG | _COMMAND):
+                raise ProtocolError("a frame with unknown flags")
+            if flags & _LONG:
+                start = offset + 1 + _LENGTH.size
+                if len(view) < start:
+                    return None
+                (length,) = _LENGTH.unpack_from(view, offset + 1)
+            else:
+                start, length = offset + 2, view[offset + 1]
+            most = _MAX_COMMAND if flags & _COMMAND else self._max_bytes - self._size
+            if length > most:
+                raise ProtocolError(f"a message of more than {self._max_bytes} bytes")
+            if len(view) - start < length:
+                return None
+            return flags, bytes(view[start : start + length]), start + length
+
+    def _take(self, flags: int, body: bytes, messages: list[list[bytes]]) -> None:
+        if flags & _COMMAND:
+            self._obey(body)
+            return
+        if not self.ready:
+            raise ProtocolError("a message before the handshake")
+        self._parts.append(body)
+        self._size += len(body)
+        if len(self._parts) > MAX_FRAMES:
+            raise ProtocolError(f"a message of more than {MAX_FRAMES} frames")
+        if not flags & _MORE:
+            messages.append(self._parts)
+            self._parts, self._size = [], 0
+
+    def _obey(self, body: bytes) -> None:
+        name = body[1 : 1 + body[0]] if body else b""
+        if name == b"ERROR":
+            raise ProtocolError("a refusal of the handshake")
+        if name == b"READY" and not self.ready:
+            self.ready = True
+            self._outgoing += self._waiting
+            self._waiting.clear()
+            self.write()
+
+    def close(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(OSError):
+            self._connection.close()

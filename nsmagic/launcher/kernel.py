@@ -1,0 +1,99 @@
+"""Inside a container: a kernel instead of a single job.
+
+Either a real ipykernel, in this clone of the launcher, where it is imported already; or another kernel's
+program.  Both listen on Unix sockets in a folder of the container's own, and the supervisor outside connects
+to them; see ``nsmagic.kernel``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+CONNECTION_FILE: Final = "connection.json"
+
+_WARM: Final = (
+    "ipykernel.kernelapp",
+    "ipykernel.ipkernel",
+    "ipykernel.zmqshell",
+    "ipykernel.datapub",
+    "IPython.core.completer",
+    "jedi",
+    "matplotlib_inline.backend_inline",
+    "psutil",
+    "sqlite3",
+    "tornado.platform.asyncio",
+)
+"""What an ipykernel imports until it has answered its first requests."""
+
+
+def warm() -> list[tuple[str, str]]:
+    """Import ipykernel in the launcher; gives what it needs and could not be imported, with the reason.
+
+    Nothing is started here: its threads and sockets could not be cloned.
+    """
+    import importlib  # noqa: PLC0415 - in a launcher for kernels only
+    import warnings  # noqa: PLC0415 - likewise
+
+    failed = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in _WARM:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                if name == "ipykernel.kernelapp":
+                    failed.append((name, str(error)[:500]))
+    return failed
+
+
+def write_connection_file(text: str, folder: str) -> str:
+    """Write what the supervisor sent where the kernel looks for it; gives the path."""
+    path = Path(folder, CONNECTION_FILE)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    return str(path)
+
+
+def serve_ipykernel(connection_file: str) -> NoReturn:
+    """Run an ipykernel until it is told to end; the process ends with it."""
+    from IPython.core.error import UsageError  # noqa: PLC0415 - imported in the launcher
+    from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - likewise
+
+    # What python(1) would have made; it is what the user's code is run in.
+    sys.argv[:] = ["nsmagic-kernel"]
+    app = IPKernelApp.instance()
+    app.initialize(
+        [
+            "-f",
+            connection_file,
+            # The container's files are gone with it, so a history on disk would be work for nothing.
+            "--HistoryManager.hist_file=:memory:",
+            # Our standard error goes into the server's log, where a kernel has nothing to say but errors.
+            "--log-level=ERROR",
+        ]
+    )
+
+    def isolation(line: str) -> Any:
+        """Ask the supervisor outside; it looks for cells that hold nothing else."""
+        raise UsageError(f"%isolation {line}".strip() + ": is answered from outside, so it stands alone in its cell")
+
+    app.shell.register_magic_function(isolation, "line", "isolation")
+    app.start()
+    _end(0)
+
+
+def _end(status: int) -> NoReturn:
+    """Run what was registered for the exit, as the interpreter does at its end, then go."""
+    import atexit  # noqa: PLC0415 - at the end only
+    import contextlib  # noqa: PLC0415 - likewise
+
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()  # noqa: SLF001 - there is no public way
+    os._exit(status)
