@@ -7,9 +7,10 @@ active commands, charts that run and load nothing, and HTML rewritten from a sho
 and the reader is told.
 
 Pure functions over plain data, no I/O: magics and the kernel's supervisor use the same ones. This package
-knows nothing of containers, IPython, kernels or messages. No input makes these functions raise.
+knows nothing of containers, sockets or IPython. No input makes these functions raise.
 
 ``text`` streams, tracebacks, LaTeX · ``images`` · ``html`` · ``charts`` JSON, Vega, Plotly.
+``messages`` all that a Jupyter kernel in a container sends; it names the modules that it is made of.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ _REASONS = {
     "application/vnd.jupyter.widget-state+json": "widgets run in the notebook",
 }
 _UNKNOWN = "not a type that is known to be harmless"
+_REMEDY = "--rich trusted would show it: only for code that you trust."
+_MARKDOWN = "<IPython.core.display.Markdown object>"  # all that its own text/plain says
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,11 @@ class Filtered:
 
 
 def filter_bundle(
-    data: Mapping[str, object], metadata: Mapping[str, object] | None = None, *, trusted: bool = False
+    data: Mapping[str, object],
+    metadata: Mapping[str, object] | None = None,
+    *,
+    trusted: bool = False,
+    remedy: str = _REMEDY,
 ) -> Filtered:
     """Filter one display (a MIME bundle) that came out of a container.
 
@@ -76,6 +83,7 @@ def filter_bundle(
         data: MIME type → value, as a message has it: text, base64 text or bytes for images, JSON values.
         metadata: the display's metadata; all but the size and background of images is dropped.
         trusted: pass every type as it is (``--rich trusted``); only kinds and sizes of values are checked.
+        remedy: a sentence on how to allow what is withheld, for where there is nothing else to show.
 
     Returns:
         A new bundle. If nothing of the data is left, it has a text/plain that says what was withheld.
@@ -87,9 +95,9 @@ def filter_bundle(
         withheld.append("an output that is no bundle of types")
         data = {}
     markdown = data.get("text/markdown")
-    if not trusted and isinstance(markdown, str) and "text/plain" not in data:
+    if not trusted and isinstance(markdown, str) and data.get("text/plain", _MARKDOWN) == _MARKDOWN:
         # Its source, marked as nothing but text, is still worth reading.
-        data = {"text/plain": markdown, **data}
+        data = {"text/plain": None, **data} | {"text/plain": markdown}
     for mime, value in itertools.islice(data.items(), MAX_TYPES):
         if not isinstance(mime, str) or not _MIME.fullmatch(mime):
             withheld.append("a part whose type has no proper name")
@@ -106,8 +114,7 @@ def filter_bundle(
     if len(data) > MAX_TYPES:
         withheld.append(f"{len(data) - MAX_TYPES} more types (too many)")
     if withheld and not kept:
-        remedy = "" if trusted else "\n--rich trusted would show it: only for code that you trust."
-        kept["text/plain"] = f"Withheld: {'; '.join(withheld)}.{remedy}"
+        kept["text/plain"] = f"Withheld: {'; '.join(withheld)}." + ("" if trusted else f"\n{remedy}")
     return Filtered(kept, _metadata(metadata, kept, trusted=trusted), tuple(withheld))
 
 

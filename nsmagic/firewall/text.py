@@ -140,8 +140,19 @@ class StreamCleaner:
                 return chunk.decode("ascii")
             text = chunk.decode("ascii")
         else:
-            text = self._held + self._decoder.decode(chunk)
+            text = self._decoder.decode(chunk)
             self._mid_character = bool(self._decoder.getstate()[0])
+        return self._certain(text)
+
+    def feed_text(self, text: str) -> str:
+        """Do as ``feed`` for a stream that comes as text; one stream is fed with either, not with both."""
+        if not self._held and _is_clean(text):
+            return text
+        return self._certain(text)
+
+    def _certain(self, text: str) -> str:
+        """Return what is certain by now, cleaned; hold back an unfinished sequence at the end."""
+        text = self._held + text
         unfinished = _UNFINISHED.search(text, max(0, len(text) - _LONGEST_UNFINISHED))
         cut = unfinished.start() if unfinished else len(text)
         self._held = text[cut:]
