@@ -286,11 +286,11 @@ class Container:
             self._report.take(self._channels.report)
         if self._report.scratch is None or not self._plan.root.sockets:
             return None
-        return os.open(
-            self._plan.root.sockets,
-            os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-            dir_fd=self._report.scratch,
-        )
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return os.open(self._plan.root.sockets, flags, dir_fd=self._report.scratch)
+        except FileNotFoundError:  # the scratch is there before what lies in it
+            return None
 
     def written(self) -> Written:
         """What it has written so far; holds its files until it is closed."""

@@ -546,6 +546,9 @@ class Supervisor:
         parent = request.header if request is not None else b"{}"
         buffers = message.buffers if out.buffers else None
         self._front.publish(out.msg_type, content, parent=parent, metadata=out.metadata, buffers=buffers)
+        if out.note:
+            text = f"nsmagic: {out.note}\n"
+            self._front.publish("stream", {"name": "stderr", "text": text}, parent=parent)
 
     def _has_room(self, request: Request | None, size: int) -> bool:
         """Count output against its cell's limit; at the limit it is said, once."""
