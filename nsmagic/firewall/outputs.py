@@ -46,9 +46,10 @@ def bundle(content: dict[str, Any], rules: Rules) -> tuple[dict[str, Any], str]:
         content.get("data", {}), content.get("metadata"), trusted=rules.trusted, remedy=rules.remedy
     )
     data: dict[str, Any] = dict(found.data)
-    plain = data.get("text/plain")
-    if rules.trusted and isinstance(plain, str):
-        data["text/plain"] = bounded(plain, MAX_PLAIN)  # terminals show this one
+    plain = data.pop("text/plain", None)
+    if isinstance(plain, str):
+        # Trusted text comes here as it is, and terminals show it.
+        data["text/plain"] = bounded(plain, MAX_PLAIN) if rules.trusted else plain
     note = ""
     if found.withheld:
         note = f"Withheld: {'; '.join(found.withheld)}." + ("" if rules.trusted else f"\n{rules.remedy}")
