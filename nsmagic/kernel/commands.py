@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _PLACES: Final = ("for_user", "sys_prefix", "prefix")
-_LIMITS: Final = ("mem", "swap", "cpus", "pids", "disk", "net", "cell_timeout")
+_LIMITS: Final = ("mem", "swap", "cpus", "pids", "disk", "net", "cell_timeout", "output_limit")
 _REFUSED: Final = {
     "timeout": "a kernel runs until it is shut down; --cell-timeout limits each cell",
-    "output_limit": "is for one run; a kernel passes output on as its front end takes it",
     "rich": "is for cells of %%contain; a kernel that lets scripts through is made with --widgets",
-    "fresh_exec": "is for one run; a kernel is one interpreter",
+    "fresh_exec": "is for one run; a kernel is one interpreter from its start to its end",
 }
 """Options of a single run that make no sense for a kernel, and what does."""
 

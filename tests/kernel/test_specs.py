@@ -305,7 +305,7 @@ def test_a_folder_that_is_no_spec_stays(home: Path) -> None:
         (["install", "--workdir", "/no/such"], 2, "--workdir: there is no folder '/no/such'"),
         (["install", "--timeout", "9"], 2, "--timeout: a kernel runs until it is shut down; --cell-timeout"),
         (["install", "--rich", "trusted"], 2, "--rich: is for cells of %%contain"),
-        (["install", "--output-limit", "9"], 2, "--output-limit: is for one run"),
+        (["install", "--output-limit", "9:x"], 2, "--output-limit: 'x' is not what can be done at the limit"),
         (["install", "--fresh-exec"], 2, "--fresh-exec: is for one run"),
         (["install", "-f", "x"], 2, "-f: there is no such option"),
         (["install", "--name", "a b"], 2, "--name: 'a b' is not a kernel's name"),
@@ -681,7 +681,7 @@ def test_help_names_every_option_once() -> None:
     flags = [word.rstrip(",") for line in lines for word in line if word.startswith("-")]
     assert len(flags) == len(set(flags))
     taken = {option.flag for option in options.of(options.INSTALL_SCOPES)} - {
-        "--timeout", "--output-limit", "--rich", "--fresh-exec",
+        "--timeout", "--rich", "--fresh-exec",
     }  # fmt: skip
     assert taken <= set(flags)
     assert "Default: 1G." in ended.stdout
