@@ -8,7 +8,8 @@ PY := $(VENV)/bin/python
 # -I: the current folder holds the package's sources, which must not stand for the installed package.
 PIP := $(PY) -I -m pip --disable-pip-version-check --quiet
 WHEELS := build/wheel
-SOURCES := pyproject.toml CMakeLists.txt $(shell find nsmagic -name '*.py' -o -name '*.[ch]' -o -name '*.txt')
+SOURCES := pyproject.toml CMakeLists.txt $(shell find nsmagic -name '*.py' -o -name '*.[ch]' -o -name '*.txt' \
+	-o -path '*/kernel/data/*' -type f)
 
 # Root's JupyterLab wants to be told that it may run.
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)

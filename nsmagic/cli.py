@@ -1,4 +1,4 @@
-"""The command line: ``nsmagic run``, ``nsmagic doctor``, ``nsmagic ps``.
+"""The command line: ``nsmagic run``, ``nsmagic kernel``, ``nsmagic doctor``, ``nsmagic ps``.
 
 Exit status of ``run``: the program's own; 124 time limit, 125 nsmagic itself, 126 and 127 as a shell has
 them, 137 out of memory, 128+n killed by signal n.  Wrong options: 2.
@@ -38,6 +38,7 @@ nsmagic runs code in containers: fresh namespaces and cgroups, copy-on-write fil
   nsmagic run [options] FILE.py [ARG...]     a Python script
   nsmagic run [options] -c CODE [ARG...]     Python code
   nsmagic run [options] -- PROGRAM ARG...    any program
+  nsmagic kernel install|wrap|list|remove    whole notebooks in a container; see nsmagic kernel --help
   nsmagic doctor [--json]                    what this host can do, and how to mend what it cannot
   nsmagic ps                                 live containers of this user
   nsmagic --version
@@ -217,6 +218,12 @@ def _ps(arguments: list[str]) -> int:
     return 0
 
 
+def _kernel(arguments: list[str]) -> int:
+    from nsmagic.kernel import commands  # noqa: PLC0415 - run needs none of it
+
+    return commands.main(arguments)
+
+
 def _end(number: int, frame: object) -> None:
     """SIGTERM and SIGHUP end us as Ctrl-C does, so that the container is stopped on the way."""
     del frame
@@ -226,8 +233,12 @@ def _end(number: int, frame: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"run": _run, "doctor": _doctor, "ps": _ps}
-    if not words or words[0] in {"-h", "--help", "help"} or words[1:2] in (["--help"], ["-h"]):
+    commands = {"run": _run, "kernel": _kernel, "doctor": _doctor, "ps": _ps}
+    if (
+        not words
+        or words[0] in {"-h", "--help", "help"}
+        or (words[1:2] in (["--help"], ["-h"]) and words[0] != "kernel")
+    ):
         sys.stdout.write(_help())
         return 0 if words else EXIT_USAGE
     if words[0] == "--version":

@@ -9,7 +9,7 @@ import difflib
 import keyword
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from nsmagic import spec
 from nsmagic.errors import SpecError
@@ -17,7 +17,7 @@ from nsmagic.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Scope = Literal["container", "job", "magic", "line", "command"]
+Scope = Literal["container", "job", "magic", "line", "command", "kernel", "supervisor", "install"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Option:
         parse: from the option's name and what the user wrote to the value.
         help: one sentence.
         scope: ``container`` and ``job`` options are everywhere; ``magic`` ones are of ``%%contain``;
-            ``line`` ones of ``%contain_config``; ``command`` ones of the command line.
+            ``line`` ones of ``%contain_config``; ``command`` ones of ``nsmagic run``; ``kernel`` ones of
+            kernels, ``supervisor`` ones of what a kernel spec starts, ``install`` ones of ``nsmagic kernel``.
         default: in words, for the docs; empty where there is none.
         many: whether it may be given more than once.
         choices: values to complete.
@@ -87,6 +88,17 @@ def _modules(option: str, value: object) -> tuple[str, ...]:
         if not all(part.isidentifier() for part in name.split(".")):
             raise SpecError(option, f"{name[:40]!r} is not a module's name")
     return tuple(names)
+
+
+def _choice(*words: str) -> Callable[[str, Any], str]:
+    """A parser that takes one of these words."""
+
+    def parse_choice(option: str, value: object) -> str:
+        if value not in words:
+            raise SpecError(option, f"{str(value)[:60]!r} is none of {', '.join(words)}")
+        return str(value)
+
+    return parse_choice
 
 
 def _environment(option: str, value: object) -> tuple[str, str]:
@@ -161,6 +173,33 @@ OPTIONS: Final = (
            "Run this Python code.", "command"),
     Option("report", ("--report",), "FILE", _text,
            "Write the result as JSON.", "command"),
+    Option("cell_timeout", ("--cell-timeout",), "TIME", spec.parse_duration,
+           "Wall-clock limit of each cell, such as 10, 500ms or 2m.", "kernel"),
+    Option("connection_file", ("-f",), "FILE", _text,
+           "The connection file that Jupyter wrote.", "supervisor"),
+    Option("output", ("--output",), "KIND", _choice("safe", "widgets"),
+           "What gets out: safe (filtered), or widgets, which bring scripts to the front end.", "supervisor",
+           "safe", choices=("safe", "widgets")),
+    Option("wrapped_name", ("--wrapped-name",), "NAME", _text,
+           "Name of the kernel spec whose program stands behind --.", "supervisor"),
+    Option("language", ("--language",), "NAME", _text,
+           "Language of that kernel.", "supervisor"),
+    Option("interrupt", ("--interrupt",), "HOW", _choice("signal", "message"),
+           "How that kernel is interrupted.", "supervisor", "signal", choices=("signal", "message")),
+    Option("for_user", ("--user",), "", _switch,
+           "Put the kernel spec into your own Jupyter folder; the user inside is -u.", "install"),
+    Option("sys_prefix", ("--sys-prefix",), "", _switch,
+           "Put it into this Python's environment.", "install"),
+    Option("prefix", ("--prefix",), "DIR", _text,
+           "Put it into DIR/share/jupyter/kernels.", "install"),
+    Option("spec_name", ("--name",), "NAME", _text,
+           "Name of the kernel spec, its folder's too.", "install"),
+    Option("display_name", ("--display-name",), "TEXT", _text,
+           "Name that front ends show.", "install"),
+    Option("widgets", ("--widgets",), "", _switch,
+           "Let widgets, which bring scripts to the front end, and the debugger through.", "install"),
+    Option("replace", ("--replace",), "", _switch,
+           "Replace a kernel of ours, or go before another program's of that name.", "install"),
 )  # fmt: skip
 """Every option, in the order in which the docs list them."""
 
@@ -170,6 +209,8 @@ API_SCOPES: Final = ("container", "job")
 MAGIC_SCOPES: Final = ("container", "job", "magic")
 CONFIG_SCOPES: Final = ("container", "job", "line")
 COMMAND_SCOPES: Final = ("container", "job", "command")
+KERNEL_SCOPES: Final = ("container", "job", "kernel", "supervisor")
+INSTALL_SCOPES: Final = ("container", "job", "kernel", "install")
 
 
 def of(scopes: Iterable[str]) -> tuple[Option, ...]:
@@ -200,16 +241,31 @@ def _split(token: str, by_flag: dict[str, Option]) -> tuple[str, str | None]:
     return flag, value if equals else None
 
 
-def parse(tokens: Sequence[str], scopes: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
-    """Options from the front of a list of words, and the words that follow them.
+class Written(NamedTuple):
+    """An option as somebody wrote it.
 
-    The options end at the first word that is none, or behind ``--``.
+    Attributes:
+        option: which one.
+        flag: the spelling that was used.
+        text: its value's text; empty for a switch.
+    """
+
+    option: Option
+    flag: str
+    text: str
+
+
+def read(tokens: Sequence[str], scopes: Iterable[str]) -> tuple[list[Written], list[str]]:
+    """Options from the front of a list of words, their values as written, and the words that follow them.
+
+    The options end at the first word that is none, or behind ``--``.  Where options of two scopes share a
+    flag, it means the one that stands later in the table.
 
     Raises:
-        SpecError: an unknown option (with the nearest right one), a value that is missing or wrong.
+        SpecError: an unknown option (with the nearest right one), or a value that is missing.
     """
     by_flag = {flag: option for option in of(scopes) for flag in option.flags}
-    found: dict[str, Any] = {}
+    found: list[Written] = []
     words = list(tokens)
     while words and words[0].startswith("-") and words[0] != "-":
         token = words.pop(0)
@@ -222,14 +278,39 @@ def parse(tokens: Sequence[str], scopes: Iterable[str]) -> tuple[dict[str, Any],
         if not option.metavar:
             if value is not None:
                 raise SpecError(flag, "takes no value")
-            found[option.name] = True
+            found.append(Written(option, flag, ""))
             continue
         if value is None:
             if not words:
                 raise SpecError(flag, f"needs a value: {flag} {option.metavar}")
             value = words.pop(0)
-        _put(found, option, option.parse(flag, value))
+        found.append(Written(option, flag, value))
     return found, words
+
+
+def parse(tokens: Sequence[str], scopes: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """Options from the front of a list of words, checked, and the words that follow them; see ``read``.
+
+    Raises:
+        SpecError: an unknown option (with the nearest right one), a value that is missing or wrong.
+    """
+    written, words = read(tokens, scopes)
+    return checked(written), words
+
+
+def checked(written: Iterable[Written]) -> dict[str, Any]:
+    """The values of options as written, by the options' names.
+
+    Raises:
+        SpecError: a wrong value.
+    """
+    found: dict[str, Any] = {}
+    for option, flag, text in written:
+        if option.metavar:
+            _put(found, option, option.parse(flag, text))
+        else:
+            found[option.name] = True
+    return found
 
 
 def _put(found: dict[str, Any], option: Option, value: object) -> None:
