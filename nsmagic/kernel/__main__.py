@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 from nsmagic.errors import NsmagicError, SpecError
@@ -10,16 +9,17 @@ from nsmagic.errors import NsmagicError, SpecError
 
 def main(arguments: list[str]) -> int:
     """Be a kernel; gives the exit status."""
-    from nsmagic.kernel import settings as reading  # noqa: PLC0415 - what it needs is little
+    # The launcher imports what it needs beside us, so it is started before we import anything ourselves.
+    refuses = _start_launcher(arguments)
+    import logging  # noqa: PLC0415 - see above
 
     logging.basicConfig(format="nsmagic: %(message)s", level=logging.WARNING)
     try:
-        settings = reading.parse(arguments)
-        refuses = _start_launcher(wrapped=bool(settings.argv))
-        # The launcher imports what it needs beside us, so it was started before we import the rest.
+        from nsmagic.kernel import settings as reading  # noqa: PLC0415 - see above
         from nsmagic.kernel.frontend import Connection, FrontEnd  # noqa: PLC0415 - see above
         from nsmagic.kernel.supervisor import Supervisor  # noqa: PLC0415 - see above
 
+        settings = reading.parse(arguments)
         front = FrontEnd(Connection.read(settings.connection_file))
     except SpecError as error:
         sys.stderr.write(f"nsmagic: {error}\n")
@@ -31,16 +31,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _start_launcher(*, wrapped: bool) -> str:
+def _start_launcher(arguments: list[str]) -> str:
     """Start the launcher; gives why no container can be made here, or an empty string."""
-    from nsmagic.plan import require_linux  # noqa: PLC0415 - likewise
+    from nsmagic.launcher import client  # noqa: PLC0415 - a launcher is for Linux
 
+    ours: client.Warm = "debuggable kernel" if "widgets" in arguments else "kernel"
+    client.expect("programs" if "--" in arguments else ours)
     try:
-        require_linux()
-        from nsmagic.launcher import client  # noqa: PLC0415 - likewise
-
-        client.expect("programs" if wrapped else "kernel")
         client.start()
+        from nsmagic.plan import require_linux  # noqa: PLC0415 - meanwhile
+
+        require_linux()
     except NsmagicError as error:
         return str(error)
     return ""

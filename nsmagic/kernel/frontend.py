@@ -110,7 +110,7 @@ class FrontEnd:
             raise SpecError("-f", str(error)) from None
         self._writer = wire.Writer(self._key)
         self._context = zmq.Context()
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
         for channel in _CHANNELS:
             socket = self._bind(zmq.ROUTER, f"{channel}_port")
@@ -150,11 +150,15 @@ class FrontEnd:
                         yield channel, message
 
     def _is_new(self, message: wire.Message) -> bool:
-        """Whether it is not a copy of an earlier one: a signature could otherwise be used again."""
-        name = message.header.msg_id
-        if name in self._seen:
+        """Whether it is not a copy of an earlier one: a signed message could otherwise be played again.
+
+        Not told by ``msg_id``: a server's manager and its clients share a session, and count each for themselves.
+        """
+        if not message.signature:
+            return True
+        if message.signature in self._seen:
             return False
-        self._seen[name] = None
+        self._seen[message.signature] = None
         if len(self._seen) > _SEEN:
             self._seen.popitem(last=False)
         return True

@@ -192,22 +192,31 @@ class InnerKernel:
 
     def send(self, channel: InnerChannel, message: wire.Message) -> bool:
         """Send a client's message on, under the inner key; False where the kernel does not read."""
-        return self.peers[channel].send(wire.signed(message, self._key))
+        peer = self.peers.get(channel)
+        return peer is not None and peer.send(wire.signed(message, self._key))
 
     def read(self) -> list[tuple[InnerChannel, wire.Message]]:
         """What has come; a bounded piece of each channel, so that none starves another."""
         found: list[tuple[InnerChannel, wire.Message]] = []
-        for channel, peer in self.peers.items():
+        for channel, peer in list(self.peers.items()):
             try:
                 for _ in range(_READS):
                     frames = peer.read()
                     if not frames:
                         break
-                    found += [(channel, message) for message in self._parse(frames) if self._is_for_others(channel, message)]
+                    found += [
+                        (channel, message)
+                        for message in self._parse(frames)
+                        if self._is_for_others(channel, message)
+                    ]
             except EOFError:
+                # It may be dying: what is in the other channels is its last word, and init will say how it died.
                 self._break("it closed a channel", at_once=False)
+                self._drop(channel)
             except ProtocolError as error:
                 self._break(f"it sent {error}", at_once=True)
+                for other in list(self.peers):
+                    self._drop(other)
         if self._answered and not self.ready:
             self.ready = self._heard
             if not self.ready and time.monotonic() - self._probed > _PROBE_SECONDS:
@@ -240,9 +249,11 @@ class InnerKernel:
         if not self.broken:
             self.broken = why
             self._broken_since = time.monotonic() - (_EOF_SECONDS if at_once else 0.0)
-        for peer in self.peers.values():
+
+    def _drop(self, channel: InnerChannel) -> None:
+        peer = self.peers.pop(channel, None)
+        if peer is not None:
             peer.close()
-        self.peers.clear()
 
     def end_if_broken(self) -> None:
         """A kernel whose channels are gone is ended; one that is just dying may first say how."""
@@ -253,9 +264,8 @@ class InnerKernel:
 
     def stop(self) -> None:
         """End the container and everything in it."""
-        for peer in self.peers.values():
-            peer.close()
-        self.peers.clear()
+        for channel in list(self.peers):
+            self._drop(channel)
         self.container.stop()
         self._thread.join(2.0)
         if "mount" not in self.container.namespaces:

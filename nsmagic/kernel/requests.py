@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nsmagic.kernel.frontend import Channel
     from nsmagic.kernel.wire import Message
 
+Place = tuple[str, str]
+
 _KEPT: Final = 1000
 """Answered requests whose late output still finds its cell."""
 
@@ -71,6 +73,11 @@ class Request:
     interrupted: float | None = None
 
     @property
+    def place(self) -> Place:
+        """Its key in the table: a manager and a client of one session may count to the same ``msg_id``."""
+        return self.channel, self.name
+
+    @property
     def reply_kind(self) -> str:
         """The type of its reply."""
         return self.kind.removesuffix("_request") + "_reply"
@@ -85,31 +92,39 @@ class Request:
 class Requests:
     """All of them: those that wait for an answer, and the last of those that have one."""
 
-    open: OrderedDict[str, Request] = field(default_factory=OrderedDict)
-    answered: OrderedDict[str, Request] = field(default_factory=OrderedDict)
+    open: OrderedDict[Place, Request] = field(default_factory=OrderedDict)
+    answered: OrderedDict[Place, Request] = field(default_factory=OrderedDict)
     last_cell: Request | None = None
     _free: dict[str | None, float] = field(default_factory=dict)
 
     def add(self, request: Request) -> None:
         """A new one."""
-        self.open[request.name] = request
+        self.open[request.place] = request
         if request.executes:
             self.last_cell = request
 
     def note(self, request: Request) -> None:
         """A message that has no answer, but of which others may be about."""
-        self.answered[request.name] = request
+        self.answered[request.place] = request
         self._trim()
 
-    def find(self, name: str) -> Request | None:
-        """The request of this name, answered or not."""
-        return self.open.get(name) or self.answered.get(name)
+    def find(self, name: str, channel: Channel | None = None) -> Request | None:
+        """The request of this name, answered or not.
+
+        Args:
+            name: its ``msg_id``.
+            channel: that it came by; where that is not known the shell's goes first, as cells come by it.
+        """
+        for place in [(channel, name)] if channel else [("shell", name), ("control", name)]:
+            if found := self.open.get(place) or self.answered.get(place):
+                return found
+        return None
 
     def finish(self, request: Request) -> None:
         """It is answered."""
         request.replied = True
-        self.open.pop(request.name, None)
-        self.answered[request.name] = request
+        self.open.pop(request.place, None)
+        self.answered[request.place] = request
         if request.executes:
             self._free[request.subshell] = time.monotonic()
         self._trim()

@@ -234,7 +234,7 @@ class Supervisor:
     def _bury(self, inner: InnerKernel) -> None:
         """The inner kernel is dead: tell whoever ran, abort whoever waits, start another."""
         for _ in range(_DRAIN_ROUNDS):  # what it sent before its end is still there
-            if inner.broken or not inner.peers:
+            if not inner.peers:
                 break
             for channel, message in inner.read():
                 self._relay(channel, message)
@@ -490,7 +490,8 @@ class Supervisor:
             content, metadata = wire.loads(message.parts[3]), wire.loads(message.parts[2])
         except wire.WireError:
             return
-        request = self._requests.find(message.parent_id)
+        asked_by: Channel | None = "control" if channel == "control" else "shell" if channel == "shell" else None
+        request = self._requests.find(message.parent_id, asked_by)
         out = self._filter.outgoing(channel, message.header.msg_type, message.parent_id, content, metadata)
         if out is None:
             return

@@ -54,6 +54,7 @@ class Message:
         parent_id: the message that it answers; empty for none.
         parts: header, parent header, metadata and content, as they came.
         buffers: as they came.
+        signature: as it came; empty where messages are not signed.
     """
 
     identities: list[bytes]
@@ -61,6 +62,7 @@ class Message:
     parent_id: str
     parts: list[bytes]
     buffers: list[bytes]
+    signature: bytes = b""
 
     @property
     def size(self) -> int:
@@ -123,7 +125,7 @@ def parse(frames: list[bytes], key: Key) -> Message:
         header, parent = _header.decode(parts[0]), _parent.decode(parts[1])
     except (msgspec.MsgspecError, RecursionError, ValueError):
         raise WireError("a malformed header") from None
-    return Message(frames[:at], header, parent.msg_id, parts, frames[at + 2 + _PARTS :])
+    return Message(frames[:at], header, parent.msg_id, parts, frames[at + 2 + _PARTS :], frames[at + 1])
 
 
 def loads(part: bytes) -> Any:

@@ -27,7 +27,7 @@ from nsmagic.launcher import frames
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Warm = Literal["cells", "kernel", "programs"]
+Warm = Literal["cells", "kernel", "debuggable kernel", "programs"]
 
 _START_SECONDS: Final = 60.0
 _EXIT_SECONDS: Final = 2.0
@@ -76,7 +76,7 @@ class Launcher:
     Args:
         preload: modules that it imports, so that cells find them imported.
         warm: what it imports for its payloads: IPython's shell, which ``cells`` need, an ipykernel for a
-            ``kernel``, or nothing for ``programs`` (and scripts), which start sooner so.
+            ``kernel`` (with debugpy for a ``debuggable kernel``), or nothing for ``programs`` (and scripts), which start sooner so.
     """
 
     def __init__(self, preload: Sequence[str] = (), *, warm: Warm = "cells") -> None:

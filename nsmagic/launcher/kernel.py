@@ -21,26 +21,39 @@ _WARM: Final = (
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
     "ipykernel.zmqshell",
-    "ipykernel.datapub",
-    "IPython.core.completer",
-    "jedi",
-    "matplotlib_inline.backend_inline",
+    "ipykernel.debugger",
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.logger",
+    "IPython.core.oinspect",
+    "IPython.extensions.storemagic",
+    "pdb",
     "psutil",
     "sqlite3",
     "tornado.platform.asyncio",
+    "tornado.locks",
+    "tornado.queues",
+    "unittest.mock",
+    "comm",
 )
 """What an ipykernel imports until it has answered its first requests."""
 
 
-def warm() -> list[tuple[str, str]]:
+def warm(*, debugger: bool) -> list[tuple[str, str]]:
     """Import ipykernel in the launcher; gives what it needs and could not be imported, with the reason.
 
     Nothing is started here: its threads and sockets could not be cloned.
+
+    Args:
+        debugger: whether its clones offer the debugger, whose import takes as long as all the rest.
     """
     import importlib  # noqa: PLC0415 - in a launcher for kernels only
     import warnings  # noqa: PLC0415 - likewise
 
     failed = []
+    if not debugger:
+        # ipykernel asks once whether there is a debugger, by importing it; here the answer is no.
+        sys.modules["debugpy"] = None  # type: ignore[assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in _WARM:
@@ -49,6 +62,8 @@ def warm() -> list[tuple[str, str]]:
             except ImportError as error:
                 if name == "ipykernel.kernelapp":
                     failed.append((name, str(error)[:500]))
+    if not debugger:
+        del sys.modules["debugpy"]  # it is for the user's code to import what it likes
     return failed
 
 

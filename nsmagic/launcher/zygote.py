@@ -288,8 +288,8 @@ def main() -> NoReturn:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         failed = _preload(config)
-    if config["warm"] == "kernel":
-        failed += kernel.warm()
+    if config["warm"] in {"kernel", "debuggable kernel"}:
+        failed += kernel.warm(debugger=config["warm"] == "debuggable kernel")
     shell = runner.make_shell() if config["warm"] == "cells" else None
     if _threads() > 1:
         raise SystemExit("the launcher has more than one thread; it could not be cloned safely")
