@@ -272,13 +272,15 @@ class Container:
         limits = cgroups.Limits(mem=mem, swap=swap, cpus=cpus, pids=pids)
         missing = self._plan.choice.mechanism.missing(limits)
         if self._group is None or missing:
-            reason, remedy = (missing[0].reason, missing[0].remedy) if missing else (self._ended, "Start another.")
+            reason, remedy = (
+                (missing[0].reason, missing[0].remedy) if missing else (self._ended, "Start another.")
+            )
             raise HostError("A new limit", reason, remedy)
         self._group.set_limits(limits)
         self.spec = replace(self.spec, mem=mem, swap=swap, cpus=cpus, pids=pids)
 
     def open_sockets(self) -> int | None:
-        """A descriptor of the folder where its payload listens (``ContainerSpec.sockets``); the caller closes it.
+        """Open the folder where its payload listens (``ContainerSpec.sockets``); the caller closes it.
 
         None until it is built.  What lies in it is hostile: open without following links.
         """

@@ -104,7 +104,7 @@ def isolation_rows(isolation: Isolation) -> list[tuple[str, str]]:
 
 def change_rows(changes: Sequence[Change]) -> list[tuple[str, str]]:
     """The first of the files that were changed, and how many more there are."""
-    rows = []
+    rows: list[tuple[str, str]] = []
     for change in list(changes)[:_MOST_CHANGES]:
         size = f" ({size_text(change.size)})" if change.size else ""
         rows.append((change.kind, path_text(change.path) + size))
@@ -172,9 +172,10 @@ def isolation_bundle(bars: Sequence[Bar], rows: Sequence[tuple[str, str]]) -> di
         f'<td style="{_CELL}">{html.escape(bar.text)}</td></tr>'
         for bar in bars
     )
+    table = f'<table style="border-collapse:collapse;font-size:90%">{drawn}</table>'
     return {
         "text/plain": table_text(text) + "\n\n" + table_text(rows),
-        "text/html": f'<table style="border-collapse:collapse;font-size:90%">{drawn}</table>{table_html(rows)}',
+        "text/html": table + table_html(rows),
     }
 
 

@@ -152,7 +152,7 @@ class FrontEnd:
     def _is_new(self, message: wire.Message) -> bool:
         """Whether it is not a copy of an earlier one: a signed message could otherwise be played again.
 
-        Not told by ``msg_id``: a server's manager and its clients share a session, and count each for themselves.
+        Not told by ``msg_id``: a server's manager and its clients share a session, and each counts anew.
         """
         if not message.signature:
             return True

@@ -94,7 +94,9 @@ class InnerKernel:
         NsmagicError: it cannot be built here.
     """
 
-    def __init__(self, settings: Settings, wake: Callable[[], None], container: Container | None = None) -> None:
+    def __init__(
+        self, settings: Settings, wake: Callable[[], None], container: Container | None = None
+    ) -> None:
         self._settings = settings
         self._wake = wake
         self.started = time.monotonic()
@@ -184,7 +186,7 @@ class InnerKernel:
         self.peers[channel] = Peer(connection, kind, identity=identity, max_bytes=limit)
 
     def _send_probe(self) -> None:
-        """Ask it for its kernel's info: its answer, and what it publishes meanwhile, show that it is there."""
+        """Ask for its kernel's info: its answer, and what it publishes meanwhile, show that it is there."""
         frames = self._writer.frames("kernel_info_request", {})
         self._probe = wire.parse(frames, self._key).header.msg_id
         self._probed = time.monotonic()
@@ -210,7 +212,7 @@ class InnerKernel:
                         if self._is_for_others(channel, message)
                     ]
             except EOFError:
-                # It may be dying: what is in the other channels is its last word, and init will say how it died.
+                # It may be dying: in the other channels is its last word, and init will say how it died.
                 self._break("it closed a channel", at_once=False)
                 self._drop(channel)
             except ProtocolError as error:
@@ -293,7 +295,7 @@ def make_container(settings: Settings) -> Container:
     spec = settings.spec
     if "mount" in spec.namespaces:
         return Container(replace(spec, sockets=SOCKETS), keep=False).start()
-    # Without a mount namespace there is no file system of its own, so the sockets lie in a folder of the host.
+    # Without a mount namespace it has no file system of its own: the sockets lie in a folder of the host.
     folder = tempfile.mkdtemp(prefix="nsmagic-")
     container = Container(replace(spec, sockets=folder), keep=False)
     os.chown(folder, container.host_uid, -1)
@@ -310,7 +312,9 @@ def _connect(folder: int, name: str) -> socket.socket | None:
         found = os.open(name, getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
         return None
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    connection = socket.socket(
+        socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
     try:
         if not stat.S_ISSOCK(os.fstat(found).st_mode):
             raise ConnectionRefusedError

@@ -92,7 +92,9 @@ def run(owner: Owner, words: list[str]) -> Bundle:
     """
     container = owner.container
     if container is None:
-        raise HostError("%isolation", "there is no container", "Run %isolation restart, or restart the kernel.")
+        raise HostError(
+            "%isolation", "there is no container", "Run %isolation restart, or restart the kernel."
+        )
     if not words:
         return _show(owner, container)
     if words[0] == "save":
@@ -102,7 +104,11 @@ def run(owner: Owner, words: list[str]) -> Bundle:
             raise SpecError(f"%isolation {words[0]}", f"takes nothing behind it, not {words[1][:40]!r}")
         count = len(_changes(container))
         owner.restart()
-        files = f"{count} changed {'file was' if count == 1 else 'files were'} discarded" if count else "no file had changed"
+        files = (
+            f"{count} changed {'file was' if count == 1 else 'files were'} discarded"
+            if count
+            else "no file had changed"
+        )
         return views.note(f"The kernel has started afresh: all variables are gone, and {files}.")
     if words[0].startswith("-"):
         return _limit(container, words)
@@ -131,7 +137,9 @@ def _show(owner: Owner, container: Container) -> Bundle:
         rows.append(("cell limit", f"{owner.settings.cell_timeout:g} s for each cell (--cell-timeout)"))
     rows += views.change_rows(changes)
     if owner.left.written is not None:
-        rows.append(("left", "files of the kernel that died are kept aside; %isolation save PATH finds them too"))
+        rows.append(
+            ("left", "files of the kernel that died are kept aside; %isolation save PATH finds them too")
+        )
     return views.isolation_bundle(bars, rows)
 
 
@@ -142,7 +150,10 @@ def _limit(container: Container, words: list[str]) -> Bundle:
     for name in given:
         if name not in _LIMITS:
             flag = options.BY_NAME[name].flag
-            raise SpecError(flag, "cannot be changed while the kernel runs; make a kernel spec of that kind: nsmagic kernel install")
+            raise SpecError(
+                flag,
+                "cannot be changed while the kernel runs; make a kernel spec with it: nsmagic kernel install",
+            )
     spec = container.spec
     limits: dict[str, Any] = {name: given.get(name, getattr(spec, name)) for name in _LIMITS}
     container.set_limits(**limits)
@@ -161,7 +172,9 @@ def _changes(container: Container) -> list[Change]:
 def _save(owner: Owner, container: Container, words: list[str]) -> Bundle:
     """Copy files out to where they would lie on the host; what was there is replaced, as was asked for."""
     if not words:
-        raise SpecError("%isolation save", "needs the files or folders to save; %isolation lists what has changed")
+        raise SpecError(
+            "%isolation save", "needs the files or folders to save; %isolation lists what has changed"
+        )
     workdir = container.isolation.workdir
     written = container.written()
     rows: list[tuple[str, ...]] = []
@@ -187,12 +200,14 @@ def _save_one(places: list[Written], path: str, workdir: str) -> list[tuple[str,
         if changed:
             break
     else:
-        raise ExtractionError(f"{views.path_text(path)}: the notebook did not write it; %isolation lists what has changed")
+        raise ExtractionError(
+            f"{views.path_text(path)}: the notebook did not write it; %isolation lists what has changed"
+        )
     rows: list[tuple[str, ...]] = []
     for change in changed:
         if not change.path.startswith(workdir.rstrip("/") + "/"):
             raise ExtractionError(
-                f"{views.path_text(change.path)}: lies outside of {workdir}, where the host has no place for it; "
+                f"{views.path_text(change.path)}: lies outside of {workdir}, where no folder of the host is; "
                 "copy it into the notebook's folder first"
             )
         rows.append(_copy_out(files, change))

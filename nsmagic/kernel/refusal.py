@@ -43,7 +43,14 @@ def reply(kind: str, ename: str, evalue: str, *, execution_count: int = 0) -> di
             "payload": [],
         }
     if kind == "debug_request":
-        return {"type": "response", "seq": 0, "request_seq": 0, "success": False, "command": "", "message": evalue}
+        return {
+            "type": "response",
+            "seq": 0,
+            "request_seq": 0,
+            "success": False,
+            "command": "",
+            "message": evalue,
+        }
     if kind in _EMPTY:
         return {"status": "ok", **_EMPTY[kind]}
     return {"status": "error", "ename": ename, "evalue": evalue, "traceback": []}

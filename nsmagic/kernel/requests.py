@@ -108,7 +108,7 @@ class Requests:
         self.answered[request.place] = request
         self._trim()
 
-    def find(self, name: str, channel: Channel | None = None) -> Request | None:
+    def find(self, name: str, channel: str | None = None) -> Request | None:
         """The request of this name, answered or not.
 
         Args:

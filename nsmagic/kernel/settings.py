@@ -1,8 +1,8 @@
 """What a kernel was started with: from its spec's argv and the environment to plain data.
 
-The argv is ``-f FILE [--output safe|widgets] [--cell-timeout TIME] [options of a container] [-- ARGV…]``; behind
-``--`` stands another kernel's argv.  Each option of a container can also come from the environment, as
-``NSMAGIC_MEM=2G`` or, from a gateway, ``KERNEL_MEM=2G``; what the argv says goes before that.
+The argv is ``-f FILE [--output safe|widgets] [--cell-timeout TIME] [options of a container] [-- ARGV…]``;
+behind ``--`` stands another kernel's argv.  Limits can also come from the environment, as ``NSMAGIC_MEM=2G``
+or, from a gateway, ``KERNEL_MEM=2G``; what the argv says goes before that.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from nsmagic import intake, options
 from nsmagic.errors import SpecError
 from nsmagic.kernel.specs import DEFAULTS
 from nsmagic.launcher.frames import CONNECTION_FILE
-from nsmagic.spec import ContainerSpec, JobSpec, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from nsmagic.spec import ContainerSpec, JobSpec
 
 Policy = Literal["safe", "widgets"]
 

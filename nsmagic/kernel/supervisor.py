@@ -6,11 +6,11 @@ we carry messages between the two:
 
     front ends ══ five sockets, the outer key ══ supervisor ══ four Unix sockets, an inner key ══ inner kernel
 
-What comes from a front end is the user's own word, and is signed anew and sent on.  What comes from inside is
-hostile: it is parsed with bounds (``zmtp``, ``wire``), held against the request that it is about
-(``requests``), rebuilt by the firewall (``firewall.messages``), and only then sent on.  The container is owned
-through ``Container`` like any other: its lifeline is ours, so it dies with us, however we die; and its limits,
-usage and files are looked at from out here, which is how ``%isolation`` (``isolation``) knows.
+What comes from a front end is the user's own word, and is signed anew and sent on.  What comes from inside
+is hostile: it is parsed with bounds (``zmtp``, ``wire``), held against the request that it is about
+(``relay``), rebuilt by the firewall (``firewall.messages``), and only then sent on.  The container is owned
+through ``Container`` like any other: its lifeline is ours, so it dies with us, however we die; and its
+limits, usage and files are looked at from out here, which is how ``%isolation`` (``isolation``) knows.
 
 When the inner kernel dies, whoever ran is told why, under the cell; queued cells are aborted; and another
 inner kernel takes over, from a standby that the launcher has cloned beforehand.  Where no container can be
@@ -26,21 +26,19 @@ import os
 import signal
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import zmq
 
 from nsmagic.errors import NsmagicError
-from nsmagic.firewall.messages import MessageFilter
 from nsmagic.kernel import isolation, refusal, usage, wire
 from nsmagic.kernel.inner import InnerKernel, make_container
+from nsmagic.kernel.relay import OWN_ANSWERS, Relay
 from nsmagic.kernel.requests import Request, Requests
-from nsmagic.result import seconds_text, size_text
 
 if TYPE_CHECKING:
     from nsmagic.container import Container
-    from nsmagic.firewall.messages import Outgoing
     from nsmagic.kernel.frontend import Channel, FrontEnd
     from nsmagic.kernel.inner import InnerChannel
     from nsmagic.kernel.settings import Settings
@@ -63,9 +61,7 @@ _ENAMES: Final = {
     "stopped": "KernelStopped",
 }
 _GONE: Final = "The kernel has started afresh: all variables are gone."
-_ABORTED: Final = {"status": "aborted", "execution_count": 0, "payload": [], "user_expressions": {}}
-
-_NOT_SENT_ON: Final = frozenset({"shutdown_request", "interrupt_request", "usage_request", "connect_request"})
+_ANSWERED_HERE: Final = OWN_ANSWERS | {"interrupt_request"}
 
 
 class _Execute(msgspec.Struct):
@@ -93,16 +89,16 @@ class Supervisor:
     def __init__(self, settings: Settings, front: FrontEnd, *, refuses: str = "") -> None:
         self.settings = settings
         self.refuses = refuses
-        self.execution_count = 0
         self._front = front
         self._requests = Requests()
         self._queues: dict[Channel, deque[Request]] = {"control": deque(), "shell": deque(), "stdin": deque()}
         self._inner: InnerKernel | None = None
         self._standby: Container | None = None
         self._failures = 0
-        self._filter = MessageFilter(settings.policy, language=settings.language)
+        self._relay = Relay(
+            front, self._requests, settings, interrupt=self._interrupt_cell, failed=self._abort_waiting
+        )
         self._verdict = ""
-        self._stray_room = settings.job.output_limit
         self._lost: set[str] = set()
         self._meter = usage.Meter()
         self.left = isolation.LeftFiles()
@@ -111,8 +107,8 @@ class Supervisor:
         self._poller = zmq.Poller()
         self._polled: set[int] = set()
         self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)  # noqa: FBT003 - the library's signature
-        os.set_blocking(self._wake_write, False)  # noqa: FBT003 - likewise
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
 
     @property
     def container(self) -> Container | None:
@@ -201,7 +197,7 @@ class Supervisor:
         if standby is not None and not standby.usable():
             standby.stop()
             standby = None
-        self._filter = MessageFilter(self.settings.policy, language=self.settings.language)
+        self._relay.begin()
         self._verdict = ""
         try:
             self._inner = InnerKernel(self.settings, self._wake, standby)
@@ -225,7 +221,7 @@ class Supervisor:
         if not inner.ready and not inner.over:
             inner.connect()
         for channel, message in inner.read():
-            self._relay(channel, message)
+            self._relay.relay(channel, message)
         if inner.over:
             self._bury(inner)
         else:
@@ -237,7 +233,7 @@ class Supervisor:
             if not inner.peers:
                 break
             for channel, message in inner.read():
-                self._relay(channel, message)
+                self._relay.relay(channel, message)
         self._inner = None
         inner.stop()
         if self._ending is not None:
@@ -265,9 +261,9 @@ class Supervisor:
                 # Whoever runs without a person must not go on in an empty namespace.
                 self._lost.add(request.session)
             if request in running:
-                self._fail(request, ename, evalue)
+                self._relay.fail(request, ename, evalue)
             elif request.executes:
-                self._finish(request, {**_ABORTED, "execution_count": self.execution_count})
+                self._relay.abort(request)
             elif request.forwarded is not None:
                 self._finish_or_repeat(request, ename, evalue)
         self._queues["shell"] = deque(request for request in self._queues["shell"] if not request.replied)
@@ -284,7 +280,7 @@ class Supervisor:
             request.forwarded = None
             self._queues[request.channel].append(request)
         else:
-            self._finish(request, refusal.reply(request.kind, ename, evalue))
+            self._relay.finish(request, refusal.reply(request.kind, ename, evalue))
 
     def restart(self) -> None:
         """Start afresh: a new container, with nothing of the old one's."""
@@ -302,8 +298,8 @@ class Supervisor:
     def _take(self, channel: Channel, message: wire.Message) -> None:
         header = message.header
         if channel == "stdin":
-            asked = self._requests.find(message.parent_id) or (self._requests.running() or [None])[0]
-            if header.msg_type == "input_reply" and asked is not None and self._inner is not None and self._inner.ready:
+            # Whether somebody asked is for the inner kernel to know: an answer out of turn harms nobody.
+            if header.msg_type == "input_reply" and self._inner is not None and self._inner.ready:
                 self._inner.send("stdin", message)
             return
         request = Request(
@@ -314,17 +310,24 @@ class Supervisor:
             self._take_comm(request)
             return
         self._requests.add(request)
-        if request.kind in _NOT_SENT_ON:
+        may_execute = not request.executes or self._may_execute(request)
+        if request.kind in _ANSWERED_HERE:
             self._answer(request)
         elif self._ending is not None:
-            self._finish(request, refusal.reply(request.kind, "KernelStopped", "the kernel is shutting down"))
+            self._relay.finish(
+                request, refusal.reply(request.kind, "KernelStopped", "the kernel is shutting down")
+            )
         elif self.refuses:
             self._answer_refused(request)
         elif len(self._queues[channel]) >= _MOST_QUEUED:
-            self._finish(request, refusal.reply(request.kind, "KernelBusy", "too many requests wait already"))
-        elif request.executes and not self._may_execute(request):
-            text = "the kernel died in an earlier cell, and all variables are gone; run the notebook from its start"
-            self._fail(request, "KernelDied", text)
+            self._relay.finish(
+                request, refusal.reply(request.kind, "KernelBusy", "too many requests wait already")
+            )
+        elif not may_execute:
+            text = (
+                "the kernel died in an earlier cell: all variables are gone; run the notebook from its start"
+            )
+            self._relay.fail(request, "KernelDied", text)
         else:
             self._queues[channel].append(request)
 
@@ -374,51 +377,27 @@ class Supervisor:
 
     def _forward(self, inner: InnerKernel, request: Request) -> None:
         request.forwarded = time.monotonic()
-        self._stray_room = self.settings.job.output_limit
+        self._relay.refill()
         channel: InnerChannel = "control" if request.channel == "control" else "shell"
         if request.kind == "debug_request" and self.settings.policy == "safe":
             text = 'the debugger is for the kernel "Isolated Python (widgets)"'
-            self._finish(request, refusal.reply(request.kind, "Withheld", text))
+            self._relay.finish(request, refusal.reply(request.kind, "Withheld", text))
         elif not inner.send(channel, request.message):
-            self._finish(request, refusal.reply(request.kind, "KernelBusy", "the kernel does not read its requests"))
+            self._relay.finish(
+                request, refusal.reply(request.kind, "KernelBusy", "the kernel does not read its requests")
+            )
 
     # ---- answers of our own ------------------------------------------------------------------------
 
-    def _status(self, request: Request, state: str) -> None:
-        """Publish a state once."""
-        if not getattr(request, state):
-            setattr(request, state, True)
-            self._front.publish("status", {"execution_state": state}, parent=request.header)
-
-    def _finish(self, request: Request, content: dict[str, Any]) -> None:
-        """Answer a request."""
-        self._status(request, "busy")
-        if not request.replied:
-            self._front.reply(request, request.reply_kind, content)
-            self._requests.finish(request)
-        self._status(request, "idle")
-
-    def _fail(self, request: Request, ename: str, evalue: str) -> None:
-        """Show an error under a cell, and answer it."""
-        self._status(request, "busy")
-        self._echo(request)
-        self._front.publish("error", refusal.failure(ename, evalue), parent=request.header)
-        self._finish(request, refusal.reply(request.kind, ename, evalue, execution_count=self.execution_count))
-
-    def _echo(self, request: Request) -> None:
-        """Publish a cell's code, which tells other clients what runs."""
-        if not request.echoed and not request.silent:
-            request.echoed = True
-            content = {"code": request.code, "execution_count": self.execution_count}
-            self._front.publish("execute_input", content, parent=request.header)
-
     def _answer_refused(self, request: Request) -> None:
         if request.kind == "kernel_info_request":
-            self._finish(request, refusal.kernel_info(self.settings.language, f"nsmagic: {self.refuses}"))
+            self._relay.finish(
+                request, refusal.kernel_info(self.settings.language, f"nsmagic: {self.refuses}")
+            )
         elif request.executes:
-            self._fail(request, "CannotIsolate", f"no code runs here: {self.refuses}")
+            self._relay.fail(request, "CannotIsolate", f"no code runs here: {self.refuses}")
         else:
-            self._finish(request, refusal.reply(request.kind, "CannotIsolate", self.refuses))
+            self._relay.finish(request, refusal.reply(request.kind, "CannotIsolate", self.refuses))
 
     def _answer(self, request: Request) -> None:
         """Requests that are about the kernel as a whole: the host's business."""
@@ -426,11 +405,22 @@ class Supervisor:
             case "interrupt_request":
                 self._interrupt(request)
             case "usage_request":
-                self._finish(request, {"status": "ok", **self._meter.read(self.container)})
+                self._relay.finish(request, {"status": "ok", **self._meter.read(self.container)})
             case "connect_request":
-                self._finish(request, {"status": "ok", **self._front.connection.ports})
+                self._relay.finish(request, {"status": "ok", **self._front.connection.ports})
             case "shutdown_request":
                 self._shut_down(request)
+
+    def _interrupt_cell(self) -> None:
+        if self._inner is not None:
+            self._inner.container.signal(signal.SIGINT)
+
+    def _abort_waiting(self) -> None:
+        """A cell failed: those that wait out here are aborted, as a kernel aborts those that it has."""
+        waiting = [request for request in self._queues["shell"] if request.executes]
+        for request in waiting:
+            self._queues["shell"].remove(request)
+            self._relay.abort(request)
 
     def _interrupt(self, request: Request) -> None:
         inner = self._inner
@@ -440,7 +430,7 @@ class Supervisor:
                 if inner.send("control", request.message):
                     return
             inner.container.signal(signal.SIGINT)
-        self._finish(request, {"status": "ok"})
+        self._relay.finish(request, {"status": "ok"})
 
     def _shut_down(self, request: Request) -> None:
         try:
@@ -464,14 +454,19 @@ class Supervisor:
             content = {"status": "ok", "restart": restart}
             if request is not None:
                 self._front.publish("shutdown_reply", content, parent=request.header)
-                self._finish(request, content)
+                self._relay.finish(request, content)
             self._done = True
 
     def _isolate(self, request: Request, commands: list[list[str]]) -> None:
         """Answer a cell of ``%isolation`` lines."""
-        self._status(request, "busy")
-        self._echo(request)
-        content = {"status": "ok", "execution_count": self.execution_count, "payload": [], "user_expressions": {}}
+        self._relay.status(request, "busy")
+        self._relay.echo(request)
+        content = {
+            "status": "ok",
+            "execution_count": self._relay.execution_count,
+            "payload": [],
+            "user_expressions": {},
+        }
         try:
             for words in commands:
                 shown = isolation.run(self, words)
@@ -479,106 +474,9 @@ class Supervisor:
                     "display_data", {"data": shown, "metadata": {}, "transient": {}}, parent=request.header
                 )
         except NsmagicError as error:
-            self._fail(request, type(error).__name__, str(error))
+            self._relay.fail(request, type(error).__name__, str(error))
         else:
-            self._finish(request, content)
-
-    # ---- from the inner kernel: hostile -----------------------------------------------------------------
-
-    def _relay(self, channel: InnerChannel, message: wire.Message) -> None:
-        try:
-            content, metadata = wire.loads(message.parts[3]), wire.loads(message.parts[2])
-        except wire.WireError:
-            return
-        asked_by: Channel | None = "control" if channel == "control" else "shell" if channel == "shell" else None
-        request = self._requests.find(message.parent_id, asked_by)
-        out = self._filter.outgoing(channel, message.header.msg_type, message.parent_id, content, metadata)
-        if out is None:
-            return
-        if channel == "iopub":
-            self._publish(request, out, message)
-        elif request is None or request.replied:
-            return
-        elif channel == "stdin":
-            if request.can_ask and out.msg_type == "input_request":
-                self._front.ask(request, out.content)
-        elif out.msg_type == request.reply_kind and request.kind not in _NOT_SENT_ON - {"interrupt_request"}:
-            self._reply(request, out, message)
-
-    def _reply(self, request: Request, out: Outgoing, message: wire.Message) -> None:
-        content = out.content
-        failed = content.get("status") == "error"
-        if request.executes:
-            count = content.get("execution_count")
-            self.execution_count = count if isinstance(count, int) else self.execution_count
-            if failed and request.interrupted is not None:
-                content = {**content, **self._time_limit(content)}
-        buffers = message.buffers if out.buffers else None
-        self._front.reply(request, out.msg_type, content, out.metadata, buffers)
-        self._requests.finish(request)
-        if failed and request.executes and request.stops:
-            self._abort_waiting()
-
-    def _abort_waiting(self) -> None:
-        """A cell failed: those that wait out here are aborted, as a kernel aborts those that it has."""
-        waiting = [request for request in self._queues["shell"] if request.executes]
-        for request in waiting:
-            self._queues["shell"].remove(request)
-            self._finish(request, {**_ABORTED, "execution_count": self.execution_count})
-
-    def _publish(self, request: Request | None, out: Outgoing, message: wire.Message) -> None:
-        content = out.content
-        if out.msg_type == "status":
-            state = content.get("execution_state")
-            if request is not None and state in {"busy", "idle"}:
-                self._status(request, state)
-            return
-        if out.msg_type == "execute_input":
-            if request is not None and not request.echoed:
-                request.echoed = True
-                self.execution_count = content.get("execution_count", self.execution_count)
-                content = {**content, "code": request.code}
-                self._front.publish("execute_input", content, parent=request.header)
-            return
-        if not self._has_room(request, message.size):
-            return
-        if out.msg_type == "error" and request is not None and request.interrupted is not None:
-            content = {**content, **self._time_limit(content)}
-        parent = request.header if request is not None else b"{}"
-        buffers = message.buffers if out.buffers else None
-        self._front.publish(out.msg_type, content, parent=parent, metadata=out.metadata, buffers=buffers)
-        if out.note:
-            text = f"nsmagic: {out.note}\n"
-            self._front.publish("stream", {"name": "stderr", "text": text}, parent=parent)
-
-    def _has_room(self, request: Request | None, size: int) -> bool:
-        """Count output against its cell's limit; at the limit it is said, once."""
-        if request is None:
-            self._stray_room -= size
-            return self._stray_room >= 0
-        request.room -= size
-        if request.room >= 0:
-            return True
-        if not request.over:
-            request.over = True
-            job = self.settings.job
-            limit = size_text(job.output_limit)
-            stops = job.at_output_limit == "stop" and not request.replied
-            what = "the cell was interrupted" if stops else "the rest is dropped"
-            text = f"nsmagic: output limit: more than {limit} (--output-limit); {what}\n"
-            self._front.publish("stream", {"name": "stderr", "text": text}, parent=request.header)
-            if stops and self._inner is not None:
-                self._inner.container.signal(signal.SIGINT)
-        return False
-
-    def _time_limit(self, content: dict[str, Any]) -> dict[str, Any]:
-        """The error of a cell that its time limit interrupted."""
-        text = self._time_limit_text() + ", and was interrupted"
-        made = refusal.failure("TimeLimit", text)
-        return {**made, "traceback": [*content.get("traceback", []), *made["traceback"]]}
-
-    def _time_limit_text(self) -> str:
-        return f"time limit: the cell ran longer than {seconds_text(self.settings.cell_timeout or 0)} (--cell-timeout)"
+            self._relay.finish(request, content)
 
     # ---- clocks ----------------------------------------------------------------------------------------
 
@@ -591,13 +489,15 @@ class Supervisor:
         if self._standby is None and now - inner.started > _STANDBY_SECONDS and not self._failures:
             self._build_standby()
         limit = self.settings.cell_timeout
-        for request in self._requests.running() if limit is not None else ():
+        if limit is None:
+            return
+        for request in self._requests.running():
             ran = now - self._requests.began(request)
             if request.interrupted is None and ran > limit:
                 request.interrupted = now
                 inner.container.signal(signal.SIGINT)
             elif request.interrupted is not None and now - request.interrupted > _INTERRUPT_SECONDS:
-                self._verdict = f"{self._time_limit_text()}, and did not end when it was interrupted"
+                self._verdict = f"{self._relay.time_limit_text()}, and did not end when it was interrupted"
                 inner.container.stop()
 
     def _build_standby(self) -> None:

@@ -1,8 +1,8 @@
 """Jupyter's messages as frames: signed, typed, bounded.
 
-A message is: identities, ``<IDS|MSG>``, a signature, then header, parent header, metadata and content as JSON,
-then binary buffers, which are not signed.  Two keys are in use, the front end's and the inner kernel's, and
-neither side ever learns the other's.  Pure: no sockets.
+A message is: identities, ``<IDS|MSG>``, a signature, then header, parent header, metadata and content as
+JSON, then binary buffers, which are not signed.  Two keys are in use, the front end's and the inner kernel's,
+and neither side ever learns the other's.  Pure: no sockets.
 
 See https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol.
 """

@@ -76,7 +76,8 @@ class Launcher:
     Args:
         preload: modules that it imports, so that cells find them imported.
         warm: what it imports for its payloads: IPython's shell, which ``cells`` need, an ipykernel for a
-            ``kernel`` (with debugpy for a ``debuggable kernel``), or nothing for ``programs`` (and scripts), which start sooner so.
+            ``kernel`` (with debugpy for a ``debuggable kernel``), or nothing for ``programs`` (and scripts),
+            which start sooner so.
     """
 
     def __init__(self, preload: Sequence[str] = (), *, warm: Warm = "cells") -> None:

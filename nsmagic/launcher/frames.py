@@ -110,7 +110,7 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
 
     Attributes:
         code: Python source; of a kernel, its connection file's text.
-        argv: the words of a program; of a kernel, the folder of its sockets and then the words of its program.
+        argv: the words of a program; of a kernel, the folder of its sockets, then the words of its program.
         variables: encoded values to put into the cell's namespace, by name.
         pickled: likewise, values that only pickle could carry; they come from the owner, who is trusted.
         ask: whether ``input()`` may ask the owner.

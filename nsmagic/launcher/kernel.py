@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CONNECTION_FILE: Final = "connection.json"
 
-_WARM: Final = (
+_WARM: Final[tuple[str, ...]] = (
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
     "ipykernel.zmqshell",
@@ -78,8 +78,8 @@ def write_connection_file(text: str, folder: str) -> str:
 
 def serve_ipykernel(connection_file: str) -> NoReturn:
     """Run an ipykernel until it is told to end; the process ends with it."""
-    from IPython.core.error import UsageError  # noqa: PLC0415 - imported in the launcher
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - likewise
+    from IPython.core.error import UsageError  # noqa: PLC0415 - imported in the launcher
 
     # What python(1) would have made; it is what the user's code is run in.
     sys.argv[:] = ["nsmagic-kernel"]
@@ -99,7 +99,9 @@ def serve_ipykernel(connection_file: str) -> NoReturn:
 
     def isolation(line: str) -> Any:
         """Ask the supervisor outside; it looks for cells that hold nothing else."""
-        raise UsageError(f"%isolation {line}".strip() + ": is answered from outside, so it stands alone in its cell")
+        raise UsageError(
+            f"%isolation {line}".strip() + ": is answered from outside, so it stands alone in its cell"
+        )
 
     app.shell.register_magic_function(isolation, "line", "isolation")
     app.start()

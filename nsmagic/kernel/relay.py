@@ -1,0 +1,192 @@
+"""What goes to front ends about their requests: our own answers, and what the inner kernel says.
+
+The latter is hostile.  It is held against the request that it is about: an answer goes to whoever asked, on
+the channel that the question came by, once; a request is busy once and idle once; a cell's code is the code
+that was sent; output counts against its cell's limit.  What is left of it the firewall makes anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from nsmagic.firewall.messages import MessageFilter
+from nsmagic.kernel import refusal, wire
+from nsmagic.result import seconds_text, size_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nsmagic.firewall.messages import Outgoing
+    from nsmagic.kernel.frontend import FrontEnd
+    from nsmagic.kernel.inner import InnerChannel
+    from nsmagic.kernel.requests import Request, Requests
+    from nsmagic.kernel.settings import Settings
+
+OWN_ANSWERS: Final = frozenset({"shutdown_request", "usage_request", "connect_request"})
+"""Requests that the inner kernel has no say in."""
+
+_ABORTED: Final = {"status": "aborted", "payload": [], "user_expressions": {}}
+
+
+class Relay:
+    """Sends what front ends may see.
+
+    Args:
+        front: where it goes.
+        requests: what it is about.
+        settings: limits and policy.
+        interrupt: stops the running cell, at its output limit.
+        failed: called when a cell's failure aborts those behind it.
+    """
+
+    def __init__(
+        self,
+        front: FrontEnd,
+        requests: Requests,
+        settings: Settings,
+        *,
+        interrupt: Callable[[], None],
+        failed: Callable[[], None],
+    ) -> None:
+        self.execution_count = 0
+        self._front = front
+        self._requests = requests
+        self._settings = settings
+        self._interrupt = interrupt
+        self._failed = failed
+        self._filter = MessageFilter(settings.policy, language=settings.language)
+        self._stray_room = settings.job.output_limit
+
+    def begin(self) -> None:
+        """Forget what an earlier inner kernel was in the middle of saying."""
+        self._filter = MessageFilter(self._settings.policy, language=self._settings.language)
+
+    def refill(self) -> None:
+        """Give output that belongs to no request new room: once for each request that is sent on."""
+        self._stray_room = self._settings.job.output_limit
+
+    # ---- answers of our own ------------------------------------------------------------------------
+
+    def status(self, request: Request, state: str) -> None:
+        """Publish a state once."""
+        if not getattr(request, state):
+            setattr(request, state, True)
+            self._front.publish("status", {"execution_state": state}, parent=request.header)
+
+    def finish(self, request: Request, content: dict[str, Any]) -> None:
+        """Answer a request."""
+        self.status(request, "busy")
+        if not request.replied:
+            self._front.reply(request, request.reply_kind, content)
+            self._requests.finish(request)
+        self.status(request, "idle")
+
+    def fail(self, request: Request, ename: str, evalue: str) -> None:
+        """Show an error under a cell, and answer it."""
+        self.status(request, "busy")
+        self.echo(request)
+        self._front.publish("error", refusal.failure(ename, evalue), parent=request.header)
+        self.finish(request, refusal.reply(request.kind, ename, evalue, execution_count=self.execution_count))
+
+    def abort(self, request: Request) -> None:
+        """Answer a cell that is not going to run, because one before it failed."""
+        self.finish(request, {**_ABORTED, "execution_count": self.execution_count})
+
+    def echo(self, request: Request) -> None:
+        """Publish a cell's code, which tells other clients what runs."""
+        if not request.echoed and not request.silent:
+            request.echoed = True
+            content = {"code": request.code, "execution_count": self.execution_count}
+            self._front.publish("execute_input", content, parent=request.header)
+
+    # ---- from the inner kernel: hostile -----------------------------------------------------------------
+
+    def relay(self, channel: InnerChannel, message: wire.Message) -> None:
+        """Send on what may be sent on of what the inner kernel sent."""
+        try:
+            content, metadata = wire.loads(message.parts[3]), wire.loads(message.parts[2])
+        except wire.WireError:
+            return
+        request = self._requests.find(message.parent_id, channel if channel in {"shell", "control"} else None)
+        out = self._filter.outgoing(channel, message.header.msg_type, message.parent_id, content, metadata)
+        if out is None:
+            return
+        if channel == "iopub":
+            self._publish(request, out, message)
+        elif request is None or request.replied:
+            return
+        elif channel == "stdin":
+            if request.can_ask and out.msg_type == "input_request":
+                self._front.ask(request, out.content)
+        elif out.msg_type == request.reply_kind and request.kind not in OWN_ANSWERS:
+            self._reply(request, out, message)
+
+    def _reply(self, request: Request, out: Outgoing, message: wire.Message) -> None:
+        content = out.content
+        failed = content.get("status") == "error"
+        if request.executes:
+            count = content.get("execution_count")
+            self.execution_count = count if isinstance(count, int) else self.execution_count
+            if failed and request.interrupted is not None:
+                content = {**content, **self._time_limit(content)}
+        buffers = message.buffers if out.buffers else None
+        self._front.reply(request, out.msg_type, content, out.metadata, buffers)
+        self._requests.finish(request)
+        if failed and request.executes and request.stops:
+            self._failed()
+
+    def _publish(self, request: Request | None, out: Outgoing, message: wire.Message) -> None:
+        content = out.content
+        if out.msg_type == "status":
+            state = content.get("execution_state")
+            if request is not None and state in {"busy", "idle"}:
+                self.status(request, state)
+            return
+        if out.msg_type == "execute_input":
+            if request is not None and not request.echoed:
+                request.echoed = True
+                self.execution_count = content.get("execution_count", self.execution_count)
+                content = {**content, "code": request.code}
+                self._front.publish("execute_input", content, parent=request.header)
+            return
+        if not self._has_room(request, message.size):
+            return
+        if out.msg_type == "error" and request is not None and request.interrupted is not None:
+            content = {**content, **self._time_limit(content)}
+        parent = request.header if request is not None else b"{}"
+        buffers = message.buffers if out.buffers else None
+        self._front.publish(out.msg_type, content, parent=parent, metadata=out.metadata, buffers=buffers)
+        if out.note:
+            text = f"nsmagic: {out.note}\n"
+            self._front.publish("stream", {"name": "stderr", "text": text}, parent=parent)
+
+    def _has_room(self, request: Request | None, size: int) -> bool:
+        """Count output against its cell's limit; at the limit it is said, once."""
+        if request is None:
+            self._stray_room -= size
+            return self._stray_room >= 0
+        request.room -= size
+        if request.room >= 0:
+            return True
+        if not request.over:
+            request.over = True
+            job = self._settings.job
+            limit = size_text(job.output_limit)
+            stops = job.at_output_limit == "stop" and not request.replied
+            what = "the cell was interrupted" if stops else "the rest is dropped"
+            text = f"nsmagic: output limit: more than {limit} (--output-limit); {what}\n"
+            self._front.publish("stream", {"name": "stderr", "text": text}, parent=request.header)
+            if stops:
+                self._interrupt()
+        return False
+
+    def _time_limit(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The error of a cell that its time limit interrupted."""
+        text = self.time_limit_text() + ", and was interrupted"
+        made = refusal.failure("TimeLimit", text)
+        return {**made, "traceback": [*content.get("traceback", []), *made["traceback"]]}
+
+    def time_limit_text(self) -> str:
+        """Why a cell's time was up."""
+        limit = seconds_text(self._settings.cell_timeout or 0)
+        return f"time limit: the cell ran longer than {limit} (--cell-timeout)"
