@@ -70,8 +70,7 @@ class Front:
             state = message["content"].get("execution_state", state)
             if outgoing is not None:
                 cell.messages.append(outgoing)
-        reply = self.passed("shell", self.client.get_shell_msg(timeout=SECONDS))
-        assert reply is not None
+        reply = self.reply("shell", number)
         cell.reply, cell.metadata = reply.content, reply.metadata
         return cell
 
@@ -79,11 +78,16 @@ class Front:
         """Send any request; return what is left of the reply."""
         message = self.client.session.msg(msg_type, content)
         getattr(self.client, f"{channel}_channel").send(message)
-        reply = getattr(self.client, f"get_{channel}_msg")(timeout=SECONDS)
-        assert reply["parent_header"]["msg_id"] == message["header"]["msg_id"]
-        outgoing = self.passed(channel, reply)
-        assert outgoing is not None
-        return outgoing.content
+        return self.reply(channel, message["header"]["msg_id"]).content
+
+    def reply(self, channel: str, number: str) -> Outgoing:
+        """Return what is left of the reply to one request; until it was ready, the kernel was asked others."""
+        while True:
+            message = getattr(self.client, f"get_{channel}_msg")(timeout=SECONDS)
+            if message["parent_header"].get("msg_id") == number:
+                outgoing = self.passed(channel, message)
+                assert outgoing is not None
+                return outgoing
 
 
 class Cell:
