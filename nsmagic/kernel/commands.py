@@ -127,7 +127,8 @@ def _wrap(arguments: list[str]) -> int:
         words=_container_words(written, given),
         display_name=given.get("display_name"),
     )
-    name = specs.check_name(given.get("spec_name") or f"isolated-{arguments[0]}")
+    kind = "-widgets" if "widgets" in given else ""
+    name = specs.check_name(given.get("spec_name") or f"isolated-{arguments[0]}{kind}")
     folder = specs.install(wrapped.spec, name, where, replace="replace" in given)
     _say(f"installed {wrapped.spec.display_name!r} as {name} in {folder}")
     if text := wrapping.describe(wrapped):

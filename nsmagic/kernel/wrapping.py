@@ -23,6 +23,7 @@ _OWN: Final = ("/", "/tmp", "/dev", "/proc", "/sys", "/etc", "/run", "/var", "/h
 _LINKS: Final = 40  # as many as the kernel follows, see path_resolution(7)
 _SHEBANG: Final = 256  # bytes of a script's first line that the kernel reads, see execve(2)
 _CONFIG_BYTES: Final = 1 << 16
+_KINDS: Final = {"safe": "isolated", "widgets": "isolated, widgets"}
 _LOCAL: Final = "local-provisioner"
 
 
@@ -72,7 +73,7 @@ def wrap(name: str, *, output: str, words: tuple[str, ...], display_name: str | 
     options.parse(mine, options.KERNEL_SCOPES)
     spec = specs.Spec(
         output=output,
-        display_name=display_name or f"{original.display_name} (isolated)",
+        display_name=display_name or f"{original.display_name} ({_KINDS[output]})",
         words=mine,
         program=(program, *argv[1:]),
         language=language,
