@@ -46,8 +46,9 @@ format: $(VENV)/.lint  ## let ruff format the code and mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.run  ## measure containers beside plain Python and bubblewrap
+bench: $(VENV)/.run  ## measure containers beside plain Python and bubblewrap, the kernel beside ipykernel
 	@$(PY) bench/bench.py $(ARGS)
+	@$(PY) bench/kernels.py
 
 clean:  ## remove everything that these commands made
 	rm -rf $(VENV) build $(wildcard $(ORDINARY_VENV))
