@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 
 _PLACES: Final = ("for_user", "sys_prefix", "prefix")
 _LIMITS: Final = ("mem", "swap", "cpus", "pids", "disk", "net", "cell_timeout", "output_limit")
-_REFUSED: Final = {
-    "timeout": "a kernel runs until it is shut down; --cell-timeout limits each cell",
-    "rich": "is for cells of %%contain; a kernel that lets scripts through is made with --widgets",
-    "fresh_exec": "is for one run; a kernel is one interpreter from its start to its end",
-}
-"""Options of a single run that make no sense for a kernel, and what does."""
-
 _HELP: Final = """\
 nsmagic kernel keeps Jupyter kernels that run in containers.
 
@@ -42,7 +35,7 @@ Options of install and wrap:
 
 def help_text() -> str:
     """What ``nsmagic kernel --help`` prints."""
-    chosen = [option for option in options.of(options.INSTALL_SCOPES) if option.name not in _REFUSED]
+    chosen = [option for option in options.of(options.INSTALL_SCOPES) if option.name not in specs.REFUSED]
     lines = []
     for option in sorted(chosen, key=lambda option: option.scope != "install"):
         # --user is where the spec goes; the user inside keeps its short flag.
@@ -65,8 +58,8 @@ def _given(arguments: list[str]) -> tuple[list[options.Written], dict[str, Any]]
         hint = "; the user inside is -u" if arguments[-len(rest) - 1 :][0] == "--user" else ""
         raise SpecError(rest[0][:60], f"is no option{hint}; see nsmagic kernel --help")
     for option, flag, _ in written:
-        if option.name in _REFUSED:
-            raise SpecError(flag, _REFUSED[option.name])
+        if option.name in specs.REFUSED:
+            raise SpecError(flag, specs.REFUSED[option.name])
     return written, options.checked(written)
 
 

@@ -48,6 +48,9 @@ class Owner(Protocol):
     def restart(self) -> None:
         """Start afresh."""
 
+    def keep_limits(self, limits: dict[str, Any]) -> None:
+        """Give them to the containers that follow, too."""
+
 
 class LeftFiles:
     """The files of the last inner kernel that died: they may still be saved."""
@@ -111,7 +114,7 @@ def run(owner: Owner, words: list[str]) -> Bundle:
         )
         return views.note(f"The kernel has started afresh: all variables are gone, and {files}.")
     if words[0].startswith("-"):
-        return _limit(container, words)
+        return _limit(owner, container, words)
     near = options.nearest(words[0], _WORDS)
     raise SpecError(f"%isolation {words[0][:40]}", f"there is no such command{near}")
 
@@ -135,7 +138,13 @@ def _show(owner: Owner, container: Container) -> Bundle:
         rows.insert(0, ("CPU so far", views.cpu_text(used.cpu_user, used.cpu_system)))
     if owner.settings.cell_timeout is not None:
         rows.append(("cell limit", f"{owner.settings.cell_timeout:g} s for each cell (--cell-timeout)"))
-    rows += views.change_rows(changes)
+    here = container.isolation.workdir.rstrip("/") + "/"
+    mine = [change for change in changes if change.path.startswith(here)]
+    rows += views.change_rows(mine)
+    if len(mine) < len(changes):
+        rows.append(
+            ("elsewhere", f"{len(changes) - len(mine)} files in /tmp and the container's own home folder")
+        )
     if owner.left.written is not None:
         rows.append(
             ("left", "files of the kernel that died are kept aside; %isolation save PATH finds them too")
@@ -143,7 +152,7 @@ def _show(owner: Owner, container: Container) -> Bundle:
     return views.isolation_bundle(bars, rows)
 
 
-def _limit(container: Container, words: list[str]) -> Bundle:
+def _limit(owner: Owner, container: Container, words: list[str]) -> Bundle:
     given, rest = options.parse(words, ("container",))
     if rest:
         raise SpecError(rest[0][:40], "stands where an option is expected")
@@ -157,6 +166,7 @@ def _limit(container: Container, words: list[str]) -> Bundle:
     spec = container.spec
     limits: dict[str, Any] = {name: given.get(name, getattr(spec, name)) for name in _LIMITS}
     container.set_limits(**limits)
+    owner.keep_limits(limits)
     enforced = container.isolation.limits
     return views.bundle([(name, enforced.get(name, "not limited")) for name in given])
 

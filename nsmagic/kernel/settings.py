@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from nsmagic import intake, options
 from nsmagic.errors import SpecError
-from nsmagic.kernel.specs import DEFAULTS
+from nsmagic.kernel.specs import DEFAULTS, REFUSED
 from nsmagic.launcher.frames import CONNECTION_FILE
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         raise SpecError("-f", "needs a connection file: Jupyter starts this program, and gives it one")
     if wrapped and list(arguments[-len(wrapped) - 1 : -len(wrapped)]) != ["--"]:
         raise SpecError(wrapped[0], "stands where no word is expected; another kernel's argv goes behind --")
+    for name in REFUSED.keys() & given.keys():
+        raise SpecError(options.BY_NAME[name].flag, REFUSED[name])
     merged = {**DEFAULTS, **_from_environment(os.environ if environment is None else environment), **given}
     argv = tuple(word.replace(connection_file, CONNECTION_FILE) for word in wrapped)
     if argv and not any(CONNECTION_FILE in word for word in argv):

@@ -32,6 +32,13 @@ DEFAULTS: Final[dict[str, Any]] = {"mem": GIB, "pids": 1024, "disk": 2 * GIB}
 """Limits of a kernel where nobody asked for others, by the options' names.  The rest is as in a cell: no
 network, and the folder that the kernel was started in, copy-on-write."""
 
+REFUSED: Final = {
+    "timeout": "a kernel runs until it is shut down; --cell-timeout limits each cell",
+    "rich": "is for cells of %%contain; a kernel that lets scripts through is made with --widgets",
+    "fresh_exec": "is for one run; a kernel is one interpreter from its start to its end",
+}
+"""Options of a single run that make no sense for a kernel, and what does."""
+
 MODULE: Final = "nsmagic.kernel"
 CONNECTION_FILE: Final = "{connection_file}"
 """What Jupyter replaces by the connection file's path, wherever it stands in the argv."""

@@ -26,7 +26,8 @@ import os
 import signal
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Annotated, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import zmq
@@ -292,6 +293,13 @@ class Supervisor:
             if request.forwarded is not None:
                 self._finish_or_repeat(request, "KernelStopped", "the kernel was restarted by %isolation")
         self._start()
+
+    def keep_limits(self, limits: dict[str, Any]) -> None:
+        """Limits that were changed hold for the inner kernels that follow, too."""
+        self.settings = replace(self.settings, spec=replace(self.settings.spec, **limits))
+        if self._standby is not None:
+            self._standby.stop()
+            self._standby = None
 
     # ---- from the front end -----------------------------------------------------------------------
 
