@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import options
-from nsmagic.errors import NsmagicError, SpecError
+from nsmagic.errors import NsmagicError, SpecError, StartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +149,7 @@ def exit_status(result: Result) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from nsmagic import api, intake, views  # noqa: PLC0415 - bad options need not wait for these
+    from nsmagic import api, explain, intake, views  # noqa: PLC0415 - bad options need not wait for these
 
     given, words = options.parse(arguments, options.COMMAND_SCOPES)
     separated = "--" in arguments and arguments[
@@ -161,7 +161,12 @@ def _run(arguments: list[str]) -> int:
         _check_report(Path(report).resolve())
     spec = intake.container_spec(given)
     sink = TerminalSink()
-    result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
+    try:
+        result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
+    except StartError as error:
+        if given.get("explain"):
+            sys.stderr.write(explain.text(error.journal) + "\n")
+        raise
     sink.finish()
     for text in (views.isolation_warning(result), *result.isolation.notes):
         if text:
@@ -173,6 +178,8 @@ def _run(arguments: list[str]) -> int:
     plain = result.outcome == "exited" and not result.detail.startswith("the program could not")
     if not plain:
         sys.stderr.write(f"nsmagic: {result.describe()}\n")
+    if given.get("explain"):
+        sys.stderr.write(explain.text(result.journal) + "\n")
     if report is not None:
         Path(report).write_text(json.dumps(result.report(), indent=2, default=str) + "\n", encoding="utf-8")
     return exit_status(result)

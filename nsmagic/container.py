@@ -15,7 +15,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic import cgroups, channels, firewall, intake, values
+from nsmagic import cgroups, channels, firewall, intake, processes, values
 from nsmagic.errors import (
     HostError,
     LauncherError,
@@ -231,6 +231,14 @@ class Container:
         if self._channels is not None:
             self._report.take(self._channels.report)
         return self._report.pid
+
+    @property
+    def payload_pid(self) -> int | None:
+        """The host's process id of what runs in it: init's only child of its own; None while there is none.
+
+        Init itself is not in all of the namespaces: a time namespace is for its maker's children.
+        """
+        return processes.first_child(self.init_pid or 0) or None
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -556,7 +564,8 @@ class Container:
             return StartError("spawn", "", 0, "it was not ready in time, and nobody said why")
         step = failed[-1]
         text = f"step {step.step!r}, {step.call}: {step.failure} (errno {step.errno})"
-        return StartError(step.step, step.call, step.errno, text, remedy_for(step, self._report.steps))
+        remedy = remedy_for(step, self._report.steps)
+        return StartError(step.step, step.call, step.errno, text, remedy, self._report.steps)
 
     def _lost(self) -> NsmagicError:
         """It ended before it took its job: the launcher died, or memory did not suffice to begin."""

@@ -102,6 +102,12 @@ class Standbys:
         for container in new:
             container.stop()
 
+    def payload_pids(self) -> list[int]:
+        """The host's process ids of the Pythons that wait in them."""
+        with self._lock:
+            waiting = [container for containers in self._waiting.values() for container in containers]
+        return [pid for pid in (container.payload_pid for container in waiting) if pid is not None]
+
     def stop(self) -> None:
         """End them all, and build no more."""
         with self._lock:
