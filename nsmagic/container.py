@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import itertools
 import os
 import pickle
@@ -56,12 +57,13 @@ class Collector:
     """The sink that keeps everything, for the API."""
 
     def __init__(self) -> None:
-        self.streams: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        # Not lists of pieces: joining them would touch every byte, and fault in every page, once more.
+        self.streams = {"stdout": io.BytesIO(), "stderr": io.BytesIO()}
         self.outputs: list[Filtered] = []
 
     def stream(self, name: str, data: bytes) -> None:
         """Keep it."""
-        self.streams[name].append(data)
+        self.streams[name].write(data)
 
     def display(self, output: Filtered, kind: str, display_id: str | None, *, update: bool) -> None:
         """Keep it."""
@@ -74,7 +76,7 @@ class Collector:
     def failure(self, ename: str, evalue: str, traceback: list[str]) -> None:
         """What Python itself would print: the traceback, without colours."""
         del ename, evalue
-        self.streams["stderr"].append(plain_text("\n".join(traceback) + "\n").encode())
+        self.streams["stderr"].write(plain_text("\n".join(traceback) + "\n").encode())
 
     def ask(self, prompt: str, *, password: bool) -> str | None:
         """Nobody is there."""
@@ -482,8 +484,8 @@ class Container:
             signal=verdict.signal,
             usage=usage,
             isolation=self._isolation(),
-            stdout_bytes=b"".join(collector.streams["stdout"]),
-            stderr_bytes=b"".join(collector.streams["stderr"]),
+            stdout_bytes=collector.streams["stdout"].getvalue(),
+            stderr_bytes=collector.streams["stderr"].getvalue(),
             outputs=collector.outputs,
             failure=Failure(*ending.failure) if ending.failure else None,
             journal=list(self._report.steps),
