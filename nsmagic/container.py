@@ -31,7 +31,7 @@ from nsmagic.job import Report, Run
 from nsmagic.launcher import client, frames
 from nsmagic.outcome import judge
 from nsmagic.plan import make_plan, require_linux
-from nsmagic.result import Failure, Isolation, Result, Usage, Written, written_bytes
+from nsmagic.result import Failure, Isolation, Result, Usage, Written, read_journal, written_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,8 +130,11 @@ class Container:
 
     # ---- life ------------------------------------------------------------------
 
-    def start(self) -> Self:
+    def start(self, *, blank: bool = False) -> Self:
         """Have the launcher build it; returns before it is built.  Failures show in ``run``.
+
+        Args:
+            blank: build only what all containers of its kind have in common, until ``become`` says the rest.
 
         Raises:
             LauncherError: the launcher cannot be started.
@@ -158,13 +161,39 @@ class Container:
                 for descriptor in groups:
                     given.callback(os.close, descriptor)
                 request = self._plan.request(
-                    self.number, tuple(group.directories), joins=len(joins), into_cgroup=directory is not None
+                    self.number,
+                    tuple(group.directories),
+                    joins=len(joins),
+                    into_cgroup=directory is not None,
+                    blank=blank,
                 )
                 if not launcher.send(request, [*theirs, *groups]):
                     raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}")
             undo.pop_all()
         self._channels, self._launcher, self._group = ours, launcher, group
         return self
+
+    def become(self, wanted: Container) -> bool:
+        """Make this blank the container that another one, which is not started, would be.
+
+        Its limits are written into the group that it lives in (and read back), and its files and its name are
+        made now.
+
+        Returns:
+            Whether it is that container now; if not, it is good for nothing and to be stopped.
+        """
+        assert self._group is not None  # noqa: S101 - a blank is started
+        assert self._launcher is not None  # noqa: S101 - likewise
+        try:
+            self._group.set_limits(wanted._plan.choice.limits)
+        except (
+            HostError
+        ):  # one made for these limits may be able to: cgroup v1 cannot add a share of CPU time later
+            return False
+        self.spec, self._plan = wanted.spec, wanted._plan
+        with contextlib.suppress(LauncherError):  # more binds than a packet takes; who builds anew is told
+            return self._launcher.send(self._plan.finish(self.number))
+        return False
 
     def stop(self) -> None:
         """End everything in it and let go of it.  Any thread may call this while another is in ``run``."""
@@ -233,6 +262,11 @@ class Container:
         if self._channels is not None:
             self._report.take(self._channels.report)
         return self._report.pid
+
+    @property
+    def kind(self) -> tuple[object, ...] | None:
+        """What a blank must share with this one to become it; None if it has to be made on purpose."""
+        return self._plan.kind
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -488,7 +522,7 @@ class Container:
             stderr_bytes=collector.streams["stderr"].getvalue(),
             outputs=collector.outputs,
             failure=Failure(*ending.failure) if ending.failure else None,
-            journal=list(self._report.steps),
+            journal_lines=self._report.lines,
             detail=verdict.detail,
             printed=ending.printed,
             dropped=ending.dropped,
@@ -533,8 +567,8 @@ class Container:
         if "mount" in plan.namespaces:
             limits["disk"] = f"tmpfs size = {self.spec.disk}"
         notes = list(plan.root.notes)
-        for step in self._report.steps:
-            if step.errno and "MOUNT_ATTR_IDMAP" in step.call:
+        for step in self._report.refused:
+            if "MOUNT_ATTR_IDMAP" in step.call:
                 path = step.call.split('"')[1]
                 notes.append(
                     f"{path}: files of its owner are not writable inside ({step.failure}: its file system)"
@@ -553,12 +587,14 @@ class Container:
         )
 
     def _start_error(self) -> StartError:
-        failed = [step for step in self._report.steps if step.errno]
+        failed = self._report.refused
         if not failed:
             return StartError("spawn", "", 0, "it was not ready in time, and nobody said why")
         step = failed[-1]
         text = f"step {step.step!r}, {step.call}: {step.failure} (errno {step.errno})"
-        return StartError(step.step, step.call, step.errno, text, remedy_for(step, self._report.steps))
+        return StartError(
+            step.step, step.call, step.errno, text, remedy_for(step, read_journal(self._report.lines))
+        )
 
     def _lost(self) -> NsmagicError:
         """It ended before it took its job: the launcher died, or memory did not suffice to begin."""
