@@ -188,7 +188,7 @@ def _start_launcher(spec: ContainerSpec) -> None:
     from nsmagic.plan import make_plan  # noqa: PLC0415 - as above
 
     make_plan(spec, client.python_path())
-    client.expect_no_cells()
+    client.expect("programs")
     client.start()
 
 

@@ -133,7 +133,7 @@ class Standbys:
 
     def _prepare_blank(self, spec: ContainerSpec) -> None:
         """One of the kind of this spec; without limits, since those that it gets may be higher."""
-        bare = replace(spec, mem=None, swap=0, cpus=None, binds=(), workdir="")
+        bare = replace(spec, mem=None, swap=0, cpus=None, binds=(), workdir="", sockets="")
         new = Container(bare, keep=False)
         with self._lock:
             if new.kind is None or (self._blank is not None and self._blank.kind == new.kind):
