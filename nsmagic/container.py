@@ -111,6 +111,8 @@ class Container:
         # Before anything that can fail: __del__ looks at these.
         self._channels: channels.Channels | None = None
         self._pid = os.getpid()
+        self.let_go: Callable[[Container], None] | None = None
+        """Who stops it behind its job; without one, that is done before the result is given."""
         require_linux()
         self.spec = spec or intake.container_from(given)
         self.number = next(_numbers)
@@ -530,15 +532,20 @@ class Container:
         )
         self._seen = group_usage
         if ending.why != "kept":
-            self._release(result.describe())
+            self._ended = result.describe()
+            if self.let_go is None:
+                self._release(self._ended)
+            else:
+                live.pop(self.number, None)
+                self.let_go(self)
         return result
 
     def _finish(self, group_usage: cgroups.Usage) -> None:
-        """The job is over: end what is left of the container; wait only for what nobody else can tell."""
+        """The job is over: where nobody else can tell what it used, end the container and let init tell."""
         assert self._channels is not None  # noqa: S101 - run() has seen to it
-        self._channels.close_lifeline()
         if group_usage.cpu_user is not None or self._report.exit or self._report.closed:
             return
+        self._channels.close_lifeline()
         self._report.wait_for_end(self._channels.report, _END_SECONDS)
 
     def _usage(self, ending: Ending, now: cgroups.Usage) -> Usage:

@@ -40,7 +40,7 @@ class Standbys:
         self._waiting: OrderedDict[Key, deque[Container]] = OrderedDict()
         self._launcher: client.Launcher | None = None
         self._blank: Container | None = None
-        self._wanted: queue.SimpleQueue[ContainerSpec | None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[ContainerSpec | Container | None] = queue.SimpleQueue()
         self._keeper: threading.Thread | None = None
         self._building = threading.Lock()
         self._stopped = False
@@ -53,6 +53,11 @@ class Standbys:
             HostError: this host cannot enforce the spec.
             LauncherError: the launcher cannot be started.
         """
+        container = self._find(spec)
+        container.let_go = self._stop_later
+        return container
+
+    def _find(self, spec: ContainerSpec) -> Container:
         launcher = client.start()
         if launcher is not self._launcher:
             self._launcher = launcher
@@ -98,19 +103,32 @@ class Standbys:
 
     def prepare(self, spec: ContainerSpec) -> None:
         """Have one built for the next run of this spec; returns at once.  A failure shows in that run."""
+        self._have_done(spec)
+
+    def _stop_later(self, container: Container) -> None:
+        """Processes that die take time, which the caller who waits for a result need not lose."""
+        if self._stopped:
+            container.stop()
+        else:
+            self._have_done(container)
+
+    def _have_done(self, work: ContainerSpec | Container) -> None:
         with self._lock:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="nsmagic-standbys", daemon=True)
                 self._keeper.start()
-        self._wanted.put(spec)
+        self._wanted.put(work)
 
     def _keep(self) -> None:
-        """In a thread of its own, so that a run answers before the next standby is built."""
-        while (spec := self._wanted.get()) is not None:
+        """In a thread of its own, so that a run answers before its container ends and the next is built."""
+        while (work := self._wanted.get()) is not None:
             with self._building, contextlib.suppress(Exception):  # whoever runs the next one is told
-                self._prepare_blank(spec)  # first: whoever has just taken it may want another
-                self._prepare(spec)
-            del spec
+                if isinstance(work, Container):
+                    work.stop()
+                else:
+                    self._prepare_blank(work)  # first: whoever has just taken it may want another
+                    self._prepare(work)
+            del work
 
     def _prepare(self, spec: ContainerSpec) -> None:
         key = _key(spec)
@@ -157,7 +175,9 @@ class Standbys:
         """End those that wait, and those that are asked for."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self._wanted.get_nowait()
+                work = self._wanted.get_nowait()
+                if isinstance(work, Container):
+                    work.stop()
         with self._building, self._lock:
             waiting, self._waiting = self._waiting, OrderedDict()
             blank, self._blank = self._blank, None

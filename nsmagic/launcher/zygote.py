@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import itertools
 import json
 import os
 import select
@@ -222,16 +223,18 @@ class Launcher:
             made: what is known when the container is made.
             rest: what may come later.
         """
-        keep: list[Any] = []
-
-        def text(value: bytes) -> Any:
-            keep.append(ffi.new("char[]", value))
-            return keep[-1]
+        words = [word for entry in rest.entries for word in (entry.target, entry.source)]
+        words += [rest.workdir, (rest.hostname or "").encode()]
+        texts = ffi.new("char[]", b"\0".join(words))  # one piece for all: they are many
+        starts = itertools.accumulate((len(word) + 1 for word in words), initial=0)
+        places = [texts + start for start, _ in zip(starts, words, strict=False)]
+        keep: list[Any] = [texts]
 
         entries = ffi.new("struct nsm_entry[]", max(len(rest.entries), 1))
-        for entry, wanted in zip(entries, rest.entries, strict=False):
+        for number, wanted in enumerate(rest.entries):
+            entry = entries[number]
             entry.kind, entry.flags, entry.mode = wanted.kind, wanted.flags, wanted.mode
-            entry.target, entry.source = text(wanted.target), text(wanted.source)
+            entry.target, entry.source = places[2 * number], places[2 * number + 1]
             entry.length, entry.tree, entry.idmap = len(wanted.source), -1, self._idmap(made, wanted)
         rlimits = ffi.new("struct nsm_rlimit[]", rest.rlimits)
         keep.append(rlimits)
@@ -241,8 +244,8 @@ class Launcher:
                 "namespaces": made.namespaces,
                 "uid": made.uid, "gid": made.gid,
                 "host_uid": made.host_uid, "host_gid": made.host_gid,
-                "hostname": ffi.NULL if rest.hostname is None else text(rest.hostname.encode()),
-                "workdir": text(rest.workdir) if rest.workdir else ffi.NULL,
+                "hostname": ffi.NULL if rest.hostname is None else places[-1],
+                "workdir": places[-2] if rest.workdir else ffi.NULL,
                 "disk_bytes": rest.disk_bytes, "disk_inodes": rest.disk_inodes,
                 "entry_count": len(rest.entries),
                 "rlimits": rlimits, "rlimit_count": len(rest.rlimits),

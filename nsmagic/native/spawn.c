@@ -183,8 +183,6 @@ static int build_surroundings(struct nsm_plan *plan, struct nsm_entry *entries, 
 {
     if (nsm_uts(plan, journal) < 0)
         return -1;
-    if (nsm_net(plan, journal) < 0)
-        return -1;
     if (nsm_mount(plan, entries, journal) < 0)
         return -1;
     if (plan->workdir) {
@@ -270,7 +268,7 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
     }
     close(go[1]);
     prctl(PR_SET_NAME, "nsmagic-init", 0, 0, 0); /* `nsmagic ps` looks for it */
-    if ((plan->late >= 0 && await_rest(plan, &entries, go[0], journal) < 0) ||
+    if (nsm_net(plan, journal) < 0 || (plan->late >= 0 && await_rest(plan, &entries, go[0], journal) < 0) ||
         build_surroundings(plan, entries, journal) < 0 || let_go_on(plan, go[0], journal) < 0) {
         nsm_report(plan->report, NSM_REPORT_FAILED, journal);
         _exit(1);
