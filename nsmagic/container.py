@@ -504,6 +504,8 @@ class Container:
     # ---- results ------------------------------------------------------------------
 
     def _result(self, job: JobSpec, ending: Ending, collector: Collector) -> Result:
+        assert self._channels is not None  # noqa: S101 - run() has seen to it
+        self._report.wait_for_builder(self._channels.report, _END_SECONDS)
         group_usage = self._group.usage() if self._group is not None else cgroups.Usage()
         if ending.why != "kept":
             self._finish(group_usage)

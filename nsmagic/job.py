@@ -89,6 +89,7 @@ class Report:
         self.pid: int | None = None
         self.scratch: int | None = None
         self._lines: list[str] = []
+        self.built = False
         self.failed = False
         self.closed = False
         self.exit: Exit | None = None
@@ -111,6 +112,16 @@ class Report:
             else:
                 self._read(packet[:1], packet[1:].decode(errors="replace"))
 
+    def wait_for_builder(self, channel: socket.socket, seconds: float) -> None:
+        """Hear init out, whose last words about the build may come after those of a quick payload."""
+        self.take(channel)
+        deadline = time.monotonic() + seconds
+        waiting = select.poll()
+        waiting.register(channel.fileno(), select.POLLIN)
+        while not (self.built or self.exit or self.closed) and time.monotonic() < deadline:
+            if waiting.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+                self.take(channel)
+
     def wait_for_end(self, channel: socket.socket, seconds: float) -> None:
         """Wait for init's last word, so long at most."""
         deadline = time.monotonic() + seconds
@@ -122,7 +133,8 @@ class Report:
 
     def _read(self, kind: bytes, text: str) -> None:
         with contextlib.suppress(ValueError):  # a line that we cannot read tells nothing
-            if kind in b"JFR":
+            if kind in b"JFRI":
+                self.built = self.built or kind == b"I"
                 self._lines += text.splitlines()
                 self.failed = self.failed or kind == b"F"
             elif kind == b"P":

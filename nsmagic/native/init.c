@@ -167,7 +167,7 @@ void nsm_init(const struct nsm_plan *plan, pid_t payload, struct nsm_journal *jo
         nsm_report(REPORT, NSM_REPORT_FAILED, journal);
         _exit(1);
     }
-    nsm_report(REPORT, NSM_REPORT_JOURNAL, journal);
+    nsm_report(REPORT, NSM_REPORT_INIT, journal);
 
     struct pollfd events[] = {
         {.fd = LIFELINE, .events = POLLIN}, {.fd = CHILDREN, .events = POLLIN}, {.fd = CLOCK, .events = POLLIN}};

@@ -116,6 +116,7 @@ long nsm_end(struct nsm_journal *journal, long result, const char *format, ...)
 /* Reports: one packet each, the first byte says what it is. */
 #define NSM_REPORT_JOURNAL 'J' /* then journal lines */
 #define NSM_REPORT_FAILED 'F'  /* then journal lines; the last is the call that failed */
+#define NSM_REPORT_INIT 'I'    /* then journal lines: init has done all of its building */
 #define NSM_REPORT_PID 'P'     /* then init's pid in decimal, as the launcher sees it */
 #define NSM_REPORT_LAYER 'L'   /* with a descriptor of the writable file system */
 #define NSM_REPORT_READY 'R'   /* then journal lines: the payload is about to run */
