@@ -60,6 +60,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
 
     Attributes:
         directories: cgroup directories to remove, in this order, when the container is gone.
+        blank: wait for the rest of the plan, which comes with ``Finish``: what is not known now is empty.
     """  # noqa: D205
 
     id: int
@@ -77,6 +78,19 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     joins: int
     into_cgroup: bool
     directories: list[str]
+    blank: bool = False
+
+
+class Finish(msgspec.Struct, frozen=True, tag="finish"):
+    """The rest of a blank's plan; see ``Spawn``."""
+
+    id: int
+    hostname: str | None
+    workdir: bytes
+    disk_bytes: int
+    disk_inodes: int
+    entries: list[Entry]
+    rlimits: list[tuple[int, int]]
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
@@ -85,7 +99,7 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
     id: int
 
 
-Request = Spawn | Release
+Request = Spawn | Finish | Release
 
 
 # ---- launcher -> owner -----------------------------------------------------
