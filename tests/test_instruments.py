@@ -58,12 +58,18 @@ def shell() -> Iterator[Shell]:
     shell.run("%unload_ext nsmagic")
 
 
-def test_each_namespace_is_shown_with_the_inode_that_it_has(shell: Shell, quiet: Path) -> None:
+def test_each_namespace_is_shown_with_the_inode_that_it_has(
+    shell: Shell, quiet: Path, until: Callable[..., bool]
+) -> None:
     cell = "import os\nfor n in os.listdir('/proc/self/ns'): print(n, os.readlink('/proc/self/ns/' + n))\n"
-    shell.run(f"%%contain --bg --proc job --out seen\n{cell}import time; time.sleep(60)")
+    shell.run(
+        f"%%contain --bg --proc job --out seen\n{cell}open('/tmp/ready', 'w')\nimport time; time.sleep(60)"
+    )
     job = shell.shell.user_ns["job"]
     try:
-        assert job.container is not None
+        assert until(
+            lambda: any("/tmp/ready" in row[-1] for row in shell.table(f"%changes {job.container.number}"))
+        )
         table = shell.table("%namespaces")
         (number,) = [word for word in table[0] if word.startswith("container ")]
         for row in table[1:]:
@@ -81,7 +87,9 @@ def test_each_namespace_is_shown_with_the_inode_that_it_has(shell: Shell, quiet:
 
 
 def test_a_namespace_that_is_shared_is_marked_as_equal(shell: Shell, quiet: Path) -> None:
-    shell.run("%%contain --bg --proc job --ns uts,user,pid --net host -w /usr/share\nimport time; time.sleep(60)")
+    shell.run(
+        "%%contain --bg --proc job --ns uts,user,pid --net host -w /usr/share\nimport time; time.sleep(60)"
+    )
     job = shell.shell.user_ns["job"]
     try:
         marks = {row[0]: row[2][0] for row in shell.table("%namespaces")[1:]}
@@ -104,22 +112,19 @@ def test_an_unknown_container_is_an_error_that_says_which_there_are(shell: Shell
         shell.run(magic)
 
 
-def test_changes_of_the_last_cell_and_of_a_live_one(shell: Shell, project: Path) -> None:
+def test_changes_of_the_last_cell_and_of_a_live_one(
+    shell: Shell, project: Path, until: Callable[..., bool]
+) -> None:
     shell.run("%%contain\nopen('new.txt', 'w').write('abc')\nimport os; os.remove('gone.txt')")
     rows = shell.table("%changes")
     assert ["added", f"{project}/new.txt (3 bytes)"] in rows
     assert ["deleted", f"{project}/gone.txt"] in rows
-    ready = "import time\nopen('live.txt', 'w').write('x')\nprint('ready', flush=True)\ntime.sleep(60)"
-    shell.run(f"%%contain --bg --proc job\n{ready}")
+    shell.run("%%contain --bg --proc job\nopen('live.txt', 'w').write('x')\nimport time; time.sleep(60)")
     job = shell.shell.user_ns["job"]
     try:
         number = job.container.number
-        found: list[list[str]] = []
-        for _ in range(400):
-            found = shell.table(f"%changes {number}")
-            if ["added", f"{project}/live.txt (1 bytes)"] in found:
-                break
-        assert ["added", f"{project}/live.txt (1 bytes)"] in found
+        live = ["added", f"{project}/live.txt (1 bytes)"]
+        assert until(lambda: live in shell.table(f"%changes {number}"))
     finally:
         job.stop()
         job.wait(20)

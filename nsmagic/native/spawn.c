@@ -193,6 +193,13 @@ static int build_surroundings(struct nsm_plan *plan, struct nsm_entry *entries, 
     return 0;
 }
 
+/* The way to tell the payload, once it is forked, that it may go on. */
+static int make_go(int go[2], struct nsm_journal *journal)
+{
+    nsm_step(journal, "go");
+    return (int)NSM_TRY(journal, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, go), "socketpair(go)");
+}
+
 /* Send the payload where we stand. */
 static int let_go_on(const struct nsm_plan *plan, int go, struct nsm_journal *journal)
 {
@@ -243,8 +250,7 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
     close(gate);
 
     int go[2] = {-1, -1};
-    if (build_identity(plan, entries, journal) < 0 ||
-        NSM_TRY(journal, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, go), "socketpair(go)") < 0) {
+    if (build_identity(plan, entries, journal) < 0 || make_go(go, journal) < 0) {
         nsm_report(plan->report, NSM_REPORT_FAILED, journal);
         _exit(1);
     }
