@@ -134,6 +134,7 @@ def test_jupyter_finds_both() -> None:
         assert found[name]["spec"]["language"] == "python"
     assert found[SAFE]["spec"]["display_name"] == "Isolated Python"
     assert found[SAFE]["spec"]["metadata"]["debugger"] is False
+    assert found[SAFE]["spec"]["metadata"]["nsmagic"] == {}
     assert found[WIDGETS]["spec"]["display_name"] == "Isolated Python (widgets)"
     assert found[WIDGETS]["spec"]["metadata"]["debugger"] is True
 
@@ -257,7 +258,7 @@ def test_install_with_other_limits(prefix: Path) -> None:
         [],
     )
     assert spec["interrupt_mode"] == "message"
-    assert spec["metadata"] == {"debugger": False, "nsmagic": {}}
+    assert spec["metadata"] == specs.packaged("safe")["metadata"]
     folder = prefix / "share/jupyter/kernels" / name
     assert folder.stat().st_mode & 0o055 == 0o055, "others cannot read it"
     assert (folder / "logo-32x32.png").read_bytes() == (DATA / SAFE / "logo-32x32.png").read_bytes()
@@ -582,7 +583,7 @@ def test_wrap(toy: Path, tmp_path: Path, prefix: Path, monkeypatch: pytest.Monke
         "sh",
         "message",
     )
-    assert spec["metadata"] == {"debugger": False, "nsmagic": {}}
+    assert spec["metadata"] == specs.packaged("safe")["metadata"]
     # Whatever else Jupyter would read there was for another start.
     assert set(spec) == {"argv", "display_name", "language", "interrupt_mode", "metadata"}
     folder = prefix / "share/jupyter/kernels/isolated-toy"
