@@ -166,7 +166,7 @@ class FrontEnd:
     def welcome(self) -> None:
         """Greet new subscribers: from now on they miss nothing."""
         with contextlib.suppress(zmq.Again):
-            while True:
+            for _ in range(_BATCH):
                 event = self._iopub.recv(zmq.NOBLOCK)
                 topic = event[1:]
                 if event[:1] == b"\x01" and len(topic) <= _WELCOME_BYTES:
