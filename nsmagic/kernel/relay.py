@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 OWN_ANSWERS: Final = frozenset({"shutdown_request", "usage_request", "connect_request"})
 """Requests that the inner kernel has no say in."""
 
+_ERROR_BYTES: Final = 256 << 10
+"""Of an error that is shown although its cell's output limit is reached."""
+
 _ABORTED: Final = {"status": "aborted", "payload": [], "user_expressions": {}}
 
 
@@ -149,7 +152,9 @@ class Relay:
                 content = {**content, "code": request.code}
                 self._front.publish("execute_input", content, parent=request.header)
             return
-        if not self._has_room(request, message.size):
+        if not self._has_room(request, message.size) and not self._is_how_it_ended(
+            request, out, message.size
+        ):
             return
         if out.msg_type == "error" and request is not None and request.interrupted is not None:
             content = {**content, **self._time_limit(content)}
@@ -179,6 +184,13 @@ class Relay:
             if stops:
                 self._interrupt()
         return False
+
+    def _is_how_it_ended(self, request: Request | None, out: Outgoing, size: int) -> bool:
+        """Whether it is the error that a cell at its output limit ends with: one, of a modest size."""
+        if request is None or out.msg_type != "error" or request.failed or size > _ERROR_BYTES:
+            return False
+        request.failed = True
+        return True
 
     def _time_limit(self, content: dict[str, Any]) -> dict[str, Any]:
         """The error of a cell that its time limit interrupted."""
