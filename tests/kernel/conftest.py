@@ -295,6 +295,12 @@ def running(name: str, folder: Path, **options: Any) -> Iterator[Kernel]:
         manager.context.destroy()
 
 
+@pytest.fixture(scope="session")
+def run_kernel() -> Callable[..., contextlib.AbstractContextManager[Kernel]]:
+    """Give ``running``."""
+    return running
+
+
 @pytest.fixture
 def start(spec_name: Callable[..., str], tmp_path: Path) -> Iterator[Callable[..., Kernel]]:
     """Give a function that starts a kernel for one test: ``start(name, *words, limits=False)``."""
