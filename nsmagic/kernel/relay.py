@@ -32,6 +32,9 @@ _MOST_STATUS: Final = 1 << 16
 _MOST_ASKED: Final = 32
 """Questions of one cell that may wait for an answer: one, and those that were interrupted."""
 
+_ERROR_BYTES: Final = 256 << 10
+"""Of an error that is shown although its cell's output limit is reached."""
+
 _ABORTED: Final = {"status": "aborted", "payload": [], "user_expressions": {}}
 
 
@@ -137,7 +140,7 @@ class Relay:
         elif kind == "execute_input":
             if request is None or request.echoed or not request.executes:
                 return
-        elif not self._has_room(request, message.size):
+        elif not self._has_room(request, message.size) and not self._is_how_it_ended(request, message):
             return
         try:
             content, metadata = wire.loads(message.parts[3]), wire.loads(message.parts[2])
@@ -237,6 +240,14 @@ class Relay:
             if stops:
                 self._interrupt()
         return False
+
+    def _is_how_it_ended(self, request: Request | None, message: wire.Message) -> bool:
+        """Whether it is the error that a cell at its output limit ends with: one, of a modest size."""
+        is_error = message.header.msg_type == "error" and message.size <= _ERROR_BYTES
+        if request is None or not is_error or request.failed:
+            return False
+        request.failed = True
+        return True
 
     def _time_limit(self, content: dict[str, Any]) -> dict[str, Any]:
         """The error of a cell that its time limit interrupted."""

@@ -50,6 +50,7 @@ class Request:
         idle: likewise.
         echoed: whether its code was published.
         over: whether it was said that its output limit is reached.
+        failed: whether an error was shown beyond that limit.
         interrupted: when its time limit interrupted it, or None.
         asked: questions to the user that were sent since the last answer.
     """
@@ -73,6 +74,7 @@ class Request:
     idle: bool = False
     echoed: bool = False
     over: bool = False
+    failed: bool = False
     interrupted: float | None = None
     asked: int = 0
 
