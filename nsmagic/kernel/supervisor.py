@@ -112,6 +112,7 @@ class Supervisor:
         self._poller = zmq.Poller()
         self._polled: set[int] = set()
         self._wake_read, self._wake_write = os.pipe()
+        self._server = _watch_server()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
 
@@ -131,6 +132,8 @@ class Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._front.register(self._poller)
         self._poller.register(self._wake_read, zmq.POLLIN)
+        if self._server is not None:
+            self._poller.register(self._server, zmq.POLLIN)
         self._front.publish("status", {"execution_state": "starting"})
         try:
             if not self.refuses:
@@ -165,6 +168,8 @@ class Supervisor:
             self._poller.register(descriptor, flags)
         self._polled = set(wanted)
         events = dict(self._poller.poll(self._timeout_ms()))
+        if self._server is not None and self._server in events:
+            self._done = True  # nobody is left who could end us
         if self._wake_read in events:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
@@ -194,7 +199,9 @@ class Supervisor:
         self.left.close()
         self._front.close()
         signal.set_wakeup_fd(-1)
-        os.close(self._wake_read)
+        for descriptor in (self._wake_read, self._server):
+            if descriptor is not None:
+                os.close(descriptor)
         os.close(self._wake_write)
 
     # ---- inner kernels -----------------------------------------------------------------------
@@ -533,3 +540,15 @@ class Supervisor:
             self._standby = make_container(self.settings)
         except (NsmagicError, OSError):  # whoever needs it is told
             self._failures = 1
+
+
+def _watch_server() -> int | None:
+    """A descriptor that polls as readable when the process that started us has ended, see pidfd_open(2).
+
+    Jupyter names that process in JPY_PARENT_PID, unless the kernel is meant to outlive it.  None where there
+    is none to watch.
+    """
+    try:
+        return os.pidfd_open(int(os.environ.get("JPY_PARENT_PID", "")))
+    except (ValueError, OSError):
+        return None

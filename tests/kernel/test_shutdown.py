@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +125,32 @@ def test_a_signal_ends_it(
     kernel, tree = grown
     os.kill(kernel.pid, number)
     kernel.manager.provisioner.process.wait(SECONDS)
+    nothing_left(tree)
+
+
+SERVER = """
+import sys, time
+from jupyter_client.manager import start_new_kernel
+manager, client = start_new_kernel(kernel_name=sys.argv[1], startup_timeout=60)
+print(manager.provisioner.pid, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_it_ends_with_the_server_that_started_it(
+    spec_name: Callable[..., str],
+    tree_of: Callable[[int], Any],
+    nothing_left: Callable[..., float],
+    tmp_path: Path,
+) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, spec_name()], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    with server:
+        tree = tree_of(int(server.stdout.readline()))
+        assert tree.processes
+        server.kill()
     nothing_left(tree)
 
 
