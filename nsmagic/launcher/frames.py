@@ -60,6 +60,8 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
 
     Attributes:
         directories: cgroup directories to remove, in this order, when the container is gone.
+        confine: ``enum nsm_confine`` in nsmagic.h.
+        private: a folder to remove with all that is in it, when the container is gone; or empty.
     """  # noqa: D205
 
     id: int
@@ -77,6 +79,8 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     joins: int
     into_cgroup: bool
     directories: list[str]
+    confine: int = 0
+    private: str = ""
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):

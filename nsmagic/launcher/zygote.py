@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -48,9 +49,10 @@ class _Child:
     Args:
         pid: its init's; -1 where it could not be made: then only its directories are left to remove.
         directories: its cgroup directories, in the order in which they can be removed.
+        private: its folder on the host, removed with all that is in it; or empty.
     """
 
-    def __init__(self, pid: int, directories: Sequence[str]) -> None:
+    def __init__(self, pid: int, directories: Sequence[str], private: str = "") -> None:
         self.pid = pid
         self.ended = pid < 0
         self.pidfd = -1
@@ -62,6 +64,8 @@ class _Child:
                 os.waitpid(pid, 0)
                 self.ended = True
         self.directories = list(directories)
+        self._private = private
+        self._remover: subprocess.Popen[bytes] | None = None
         self.released = False
         self.tries = 0
 
@@ -79,8 +83,22 @@ class _Child:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
 
+    @property
+    def pids(self) -> set[int]:
+        """Our own processes that have to do with it: init, and what removes its files."""
+        return {self.pid, *([self._remover.pid] if self._remover else [])}
+
+    def _remove_private(self) -> bool:
+        """Remove its folder in a process of its own: hostile hands may have made it deep and wide."""
+        if self._private:
+            self._remover = subprocess.Popen(["rm", "-rf", "--", self._private], stderr=subprocess.DEVNULL)
+            self._private = ""
+        return self._remover is None or self._remover.poll() is not None
+
     def remove(self) -> bool:
-        """Remove the cgroup directories; True when they are gone or cannot be removed."""
+        """Remove the cgroup directories and its folder; True when they are gone or cannot be removed."""
+        if not self._remove_private():
+            return False
         self.tries += 1
         for directory in list(self.directories):
             try:
@@ -139,7 +157,7 @@ class Launcher:
                 os.close(descriptor)
 
     def _spawn(self, request: frames.Spawn, descriptors: list[int]) -> None:
-        child = _Child(self._clone(request, descriptors), request.directories)
+        child = _Child(self._clone(request, descriptors), request.directories, request.private)
         self._children[request.id] = child
         if not child.ended:
             self._poll.register(child.pidfd, select.POLLIN)
@@ -168,6 +186,7 @@ class Launcher:
                 "hostname": ffi.NULL if request.hostname is None else text(request.hostname.encode()),
                 "workdir": text(request.workdir),
                 "disk_bytes": request.disk_bytes, "disk_inodes": request.disk_inodes,
+                "confine": request.confine,
                 "entry_count": len(request.entries),
                 "rlimits": rlimits, "rlimit_count": len(request.rlimits),
                 "cgroup_joins": joins, "cgroup_join_count": request.joins,
@@ -219,7 +238,7 @@ class Launcher:
 
         Each that ends may send us its own children, so this goes on until none is left; two seconds at most.
         """
-        known = {child.pid for child in self._children.values()}
+        known = {pid for child in self._children.values() for pid in child.pids}
         deadline = time.monotonic() + _STRAY_SECONDS
         while time.monotonic() < deadline:
             with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:  # noqa: PTH123 - hot

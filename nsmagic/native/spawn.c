@@ -81,11 +81,12 @@ static pid_t clone_init(const struct nsm_plan *plan, struct nsm_journal *journal
     nsm_step(journal, "clone");
     pid_t child = (pid_t)NSM_TRY(journal, syscall(SYS_clone3, &arguments, sizeof arguments),
                                  "clone3(flags=%s, exit_signal=SIGCHLD)", flags);
-    if (child >= 0 || errno != ENOSYS)
+    if (child >= 0 || (errno != ENOSYS && errno != EPERM))
         return child;
     /*
-     * Docker's filter says that there is no clone3.  The older call does the same, but for the group, which
-     * init then has to be moved into.  Its argument order is the architecture's own; we pass only the first.
+     * Docker's filter says that there is no clone3 (ENOSYS; an older one forbids it, EPERM).  The older call does
+     * the same, but for the group, which init then has to be moved into.  Its argument order is the
+     * architecture's own; we pass only the first.
      */
     arguments.flags &= ~CLONE_INTO_CGROUP;
     name_flags(arguments.flags, flags, sizeof flags);
@@ -141,7 +142,9 @@ static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journa
     sigemptyset(&none);
     if (NSM_TRY(journal, sigprocmask(SIG_SETMASK, &none, NULL), "sigprocmask(none)") < 0)
         return -1;
-    return nsm_seccomp(journal);
+    if (nsm_landlock(plan, journal) < 0)
+        return -1;
+    return nsm_seccomp(plan, journal);
 }
 
 /* Init prefers to be spared by the out-of-memory killer; raising one's own score needs no right. */

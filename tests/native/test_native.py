@@ -30,6 +30,11 @@ def test_kinds_and_flags_are_those_of_the_header() -> None:
         "WRITABLE",
         "DEVICE",
         "OPTIONAL",
+        "CONFINE_FILES",
+        "CONFINE_OTHERS",
+        "CONFINE_NETWORK",
+        "CONFINE_METADATA",
+        "CONFINE_TRUNCATE",
     ]
     for name in names:
         assert getattr(kinds, name) == getattr(_runtime.lib, f"NSM_{name}"), name
