@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from nsmagic import Result
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.hosts, pytest.mark.usefixtures("quiet")]
 
 NO_LANDLOCK = confinement.landlock_abi() <= 0
 needs_landlock = pytest.mark.skipif(NO_LANDLOCK, reason="host: no Landlock")

@@ -72,7 +72,9 @@ print(json.dumps(found))
 @pytest.mark.parametrize("where", ["darwin", "win32"])
 def test_it_imports_and_use_is_one_error_that_points_elsewhere(where: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE + USE, where]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={"PYTHONPATH": HOME})
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={"PYTHONPATH": HOME}
+    )
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     name = {"win32": "Windows", "darwin": "Darwin"}[where]

@@ -179,6 +179,7 @@ def run_filtered(rules: list[tuple[str, int, int]], before: list[str]) -> dict[s
 # ---- What the doctor says is what happens -------------------------------------------------------
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("name", HOSTS)
 def test_every_row_agrees_with_what_happens(name: str) -> None:
     rows = python(HOSTS[name], AGREE)

@@ -81,12 +81,11 @@ static pid_t clone_init(const struct nsm_plan *plan, struct nsm_journal *journal
     nsm_step(journal, "clone");
     pid_t child = (pid_t)NSM_TRY(journal, syscall(SYS_clone3, &arguments, sizeof arguments),
                                  "clone3(flags=%s, exit_signal=SIGCHLD)", flags);
-    if (child >= 0 || (errno != ENOSYS && errno != EPERM))
+    if (child >= 0 || errno != ENOSYS)
         return child;
     /*
-     * Docker's filter says that there is no clone3 (ENOSYS; an older one forbids it, EPERM).  The older call does
-     * the same, but for the group, which init then has to be moved into.  Its argument order is the
-     * architecture's own; we pass only the first.
+     * Docker's filter says that there is no clone3.  The older call does the same, but for the group, which
+     * init then has to be moved into.  Its argument order is the architecture's own; we pass only the first.
      */
     arguments.flags &= ~CLONE_INTO_CGROUP;
     name_flags(arguments.flags, flags, sizeof flags);
