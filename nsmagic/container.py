@@ -601,6 +601,8 @@ class Container:
         for step in self._report.steps:
             if step.errno and step.call.startswith('fsmount("proc"'):
                 notes.append(_SMALL_PROC.format(step.failure))
+            if step.errno and step.call.startswith("sethostname("):
+                notes.append(f"the host name is the surroundings' ({step.call}: {step.failure})")
             if step.errno and "MOUNT_ATTR_IDMAP" in step.call:
                 path = step.call.split('"')[1]
                 notes.append(

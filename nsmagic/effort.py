@@ -9,12 +9,12 @@ This module must not know what a container is for; ``container`` asks it before 
 
 from __future__ import annotations
 
+import errno
 import os
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from nsmagic.errors import HostError, StartError
+from nsmagic.errors import StartError
 from nsmagic.plan import Reach
 from nsmagic.spec import ContainerSpec
 
@@ -28,12 +28,18 @@ _WITHOUT: Final = {
 }
 """Calls that make one namespace and nothing else; init makes them after it was cloned into the others."""
 
+_REFUSALS: Final = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.ENOSPC, errno.EUSERS}
+)
+"""What a host answers that will answer so again; a lack of memory or of processes may be over the next time."""
+
 
 def reach(spec: ContainerSpec) -> Reach:
     """How much of this spec's namespaces can be had.
 
     Raises:
         LauncherError: the launcher cannot be started, so nothing was found out.
+        StartError: the container failed for a reason that may be gone the next time, such as EAGAIN.
     """
     return _find(os.getpid(), spec.namespaces, spec.net)
 
@@ -48,7 +54,9 @@ def _find(pid: int, namespaces: frozenset[str], net: str) -> Reach:
         error = _trial(namespaces, net, refused)
         if error is None:
             return Reach(refused)
-        words = f"{error.call}: {os.strerror(error.errno)}" if error.call else str(error)
+        if error.errno not in _REFUSALS:
+            raise error
+        words = f"{error.call}: {os.strerror(error.errno)}"
         name = _WITHOUT.get(error.call)
         if name is None or name in refused:
             return Reach({}, words)
@@ -60,13 +68,11 @@ def _trial(namespaces: frozenset[str], net: str, refused: Mapping[str, str]) -> 
     from nsmagic.container import Container  # noqa: PLC0415 - which asks us
 
     spec = ContainerSpec(namespaces=namespaces, net="host" if net == "host" else "none", best_effort=True)
-    container = Container(replace(spec), keep=False, reach=Reach(dict(refused)))
+    container = Container(spec, keep=False, reach=Reach(dict(refused)))
     try:
         container.start().wait_built()
     except StartError as error:
         return error
-    except HostError as error:
-        return StartError("", "", 0, str(error))
     finally:
         container.stop()
     return None

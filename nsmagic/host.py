@@ -30,11 +30,14 @@ _CAP_SYS_ADMIN: Final = 21
 _ALL_IDS: Final = (1 << 32) - 1
 
 _DOCTOR: Final = "Run `nsmagic doctor` to see what this host can do."
-_OPEN: Final = (
-    "run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+_DOCKER: Final = (
+    "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
     "--security-opt systempaths=unconfined"
 )
-_DOCKER: Final = f"docker {_OPEN}"
+_PODMAN: Final = (
+    "podman run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--security-opt unmask=ALL"
+)
 _KUBERNETES: Final = (
     "In the pod's spec set hostUsers: false, and in the container's securityContext procMount: Unmasked with "
     "seccompProfile and appArmorProfile of type Unconfined; the kubelet's feature gates "
@@ -181,7 +184,7 @@ def _surroundings() -> str:
     docker, podman = Path("/.dockerenv").exists(), Path("/run/.containerenv").exists()
     # Virtual machines are made from such images too, mark and all; but they mount no /etc/hosts.
     if (docker or podman) and "/etc/hosts" in dict(_mounts()):
-        return f"Start the surrounding container so: {'docker' if docker else 'podman'} {_OPEN} …"
+        return f"Start the surrounding container so: {_DOCKER if docker else _PODMAN} …"
     return ""
 
 

@@ -17,7 +17,7 @@ from nsmagic.errors import HostError
 from nsmagic.filesystem import Identity
 from nsmagic.launcher import frames
 from nsmagic.native.kinds import CLONE_NEW
-from nsmagic.spec import NAMESPACES
+from nsmagic.spec import DEFAULT_HOSTNAME, NAMESPACES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,6 +126,7 @@ class Plan:
             joins=joins,
             into_cgroup=into_cgroup,
             directories=list(directories),
+            hostname_wished=self.spec.hostname == DEFAULT_HOSTNAME,
             confine=self.view.confine if self.view is not None else 0,
             private=self.view.private if self.view is not None else "",
         )
@@ -230,6 +231,13 @@ def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: s
     root = filesystem.Root(view.entries, workdir=view.workdir, notes=view.notes)
     if any(each.what == "pids" for each in choice.missing):
         bound = confinement.blunt_pids(spec.pids, identity.host_uid)
-        choice = replace(choice, rlimits={**choice.rlimits, _nproc(): (bound, bound)})
+        choice = replace(
+            choice,
+            rlimits={**choice.rlimits, _nproc(): (bound, bound)},
+            missing=tuple(each for each in choice.missing if each.what != "pids"),
+        )
+        view.missing["pids"] = (
+            f"RLIMIT_NPROC = {bound} bounds all that uid {identity.host_uid} runs, not it alone"
+        )
     choice = replace(choice, enforced={**choice.enforced, **view.enforced})
     return Plan(spec, (), (), identity, root, choice, view.missing, view)

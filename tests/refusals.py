@@ -24,6 +24,6 @@ ON_ARM = platform.machine() == "aarch64"
 NUMBERS = {
     "clone": 220 if ON_ARM else 56, "mount": 40 if ON_ARM else 165, "pivot_root": 41 if ON_ARM else 155,
     "unshare": 97 if ON_ARM else 272, "open_tree": 428, "fsopen": 430, "clone3": 435, "close_range": 436,
-    "mount_setattr": 442, "landlock_create_ruleset": 444,
+    "mount_setattr": 442, "landlock_create_ruleset": 444, "sethostname": 161 if ON_ARM else 170,
 }  # fmt: skip
 EPERM, EAGAIN, ENOSPC, ENOSYS, CLONE_NEWUSER = 1, 11, 28, 38, 0x10000000

@@ -103,14 +103,18 @@ print(json.dumps([result.stdout, result.report()["isolation"], views.stats_rows(
 
 
 def test_a_namespace_that_others_do_not_need_is_left_out_and_named() -> None:
+    try:
+        nsmagic.run("pass").check()
+    except nsmagic.StartError as error:
+        pytest.skip(f"host: no container: {error.call}: {os.strerror(error.errno)}")
     code = """
 import nsmagic
-inside = "import os; print(os.getpid(), os.uname().nodename)"
-result = nsmagic.run(inside, best_effort=True, hostname="still")
+inside = "import os, socket; print(os.getpid(), *dict(socket.if_nameindex()).values())"
+result = nsmagic.run(inside, best_effort=True)
 print(json.dumps([result.stdout, result.isolation.namespaces, result.isolation.missing]))
 """
     stdout, namespaces, missing = refused([("unshare", EPERM, 0)], code)
-    assert stdout == "2 still\n"
+    assert stdout == "2 lo\n"
     assert set(namespaces) == {"user", "pid", "mount", "net", "uts", "ipc"}
     assert {"cgroup namespace", "time namespace"} <= set(missing)
     assert "unshare(CLONE_NEWTIME): Operation not permitted" in missing["time namespace"]

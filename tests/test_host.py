@@ -114,7 +114,8 @@ print(time.monotonic() - begin > 0.12)
 '''
 ASKED = {
     **{f"{name} namespace": lambda name=name: namespace(name) for name in nsmagic.spec.NAMESPACES},
-    "all namespaces": lambda: printed("import os; print(os.uname().nodename)", "here", hostname="here"),
+    "all namespaces": lambda: printed("import os; print(os.getppid())", "1"),
+    "--hostname": lambda: printed("import socket; print(socket.gethostname())", "here", hostname="here"),
     "working directory": lambda: printed("import os; print(os.getcwd())", os.path.realpath(".")),
     "copy-on-write": lambda: folder(
         "open('{}/new', 'w').close(); print(1)", "1", ["old", "old/a"], workdir="{}"),
@@ -143,8 +144,8 @@ for row in host.examine():
             then = "works" if ASKED[row.feature]() else "weaker"
         except (nsmagic.HostError, nsmagic.StartError) as error:
             then = "missing"
-        except nsmagic.RunError as error:
-            then = f"fails: {error}"
+        except nsmagic.RunError:  # it was granted, and what was asked of it failed
+            then = "weaker"
         found.append([*row, then])
 print(json.dumps(found))
 """

@@ -27,24 +27,27 @@ LANE = os.environ.get("NSMAGIC_LANE", "")
 
 NONE, ALL = "missing", "works"
 LANES = {
-    "docker default": {"all namespaces": NONE, "--mem": NONE, "--net none": NONE, "--best-effort": "weaker"},
-    "docker seccomp-unconfined": {
+    "podman": {"all namespaces": ALL, "fresh /proc": "weaker", "--hostname": NONE, "--disk": ALL},
+    "podman-user": {"all namespaces": ALL, "copy-on-write": ALL, "--hostname": NONE, "--net none": ALL},
+    "podman-user-open": {"all namespaces": ALL, "fresh /proc": ALL, "--hostname": ALL, "--mem": NONE},
+    "default": {"all namespaces": NONE, "--mem": NONE, "--net none": NONE, "--best-effort": "weaker"},
+    "seccomp-unconfined": {
         "all namespaces": ALL,
         "fresh /proc": "weaker",
         "--mem": NONE,
         "--pids": ALL,
     },
-    "docker sys-admin": {"all namespaces": ALL, "fresh /proc": "weaker", "--mem": NONE, "--disk": ALL},
-    "docker privileged": {
+    "sys-admin": {"all namespaces": ALL, "fresh /proc": "weaker", "--mem": NONE, "--disk": ALL},
+    "privileged": {
         "all namespaces": ALL,
         "fresh /proc": ALL,
         "--mem": ALL,
         "--cpus": ALL,
         "--pids": ALL,
     },
-    "docker read-only-cgroup": {"all namespaces": ALL, "fresh /proc": ALL, "--mem": NONE, "--pids": ALL},
-    "docker user": {"all namespaces": NONE, "--mem": NONE, "--net none": NONE, "--best-effort": "weaker"},
-    "docker user-open": {"all namespaces": ALL, "fresh /proc": ALL, "copy-on-write": ALL, "--net none": ALL},
+    "read-only-cgroup": {"all namespaces": ALL, "fresh /proc": ALL, "--mem": NONE, "--pids": ALL},
+    "user": {"all namespaces": NONE, "--mem": NONE, "--net none": NONE, "--best-effort": "weaker"},
+    "user-open": {"all namespaces": ALL, "fresh /proc": ALL, "copy-on-write": ALL, "--net none": ALL},
 }
 """What is known of some hosts: a doctor that is wrong in the same way as what it tries would not be seen else."""
 
@@ -175,11 +178,30 @@ print(subprocess.run([sys.executable, "-c", "print('python')"], capture_output=T
     assert result.stdout.split() == ["42", "thread", "python"], (result.describe(), result.stderr)
 
 
+@pytest.mark.usefixtures("needs_containers")
+def test_a_name_that_nobody_asked_for_is_done_without() -> None:
+    code = """
+import nsmagic
+result = nsmagic.run("import os; print(os.uname().nodename)").check()
+try:
+    nsmagic.run("pass", hostname="wanted")
+    error = ""
+except nsmagic.StartError as refusal:
+    error = refusal.call
+import socket
+print(json.dumps([result.stdout.strip() == socket.gethostname(), result.isolation.notes, error]))
+"""
+    same, notes, error = refused([("sethostname", EPERM, 0)], code)
+    assert same
+    assert any("sethostname" in note and "Operation not permitted" in note for note in notes)
+    assert error == 'sethostname(name="wanted")'
+
+
 def test_without_containers_the_error_says_what_to_do() -> None:
     if not container_works():
         pytest.skip("host: containers can be made here")
     with pytest.raises(nsmagic.NsmagicError) as caught:
         nsmagic.run("pass")
     assert "--best-effort" in str(caught.value)
-    if LANE.startswith("docker"):
+    if LANE:
         assert "docker run --security-opt seccomp=unconfined" in str(caught.value)

@@ -61,6 +61,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     Attributes:
         directories: cgroup directories to remove, in this order, when the container is gone.
         confine: ``enum nsm_confine`` in nsmagic.h.
+        hostname_wished: nobody asked for just this name, so it can be done without.
         private: a folder to remove with all that is in it, when the container is gone; or empty.
     """  # noqa: D205
 
@@ -80,6 +81,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     into_cgroup: bool
     directories: list[str]
     confine: int = 0
+    hostname_wished: bool = False
     private: str = ""
 
 

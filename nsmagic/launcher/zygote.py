@@ -184,6 +184,7 @@ class Launcher:
                 "uid": request.uid, "gid": request.gid,
                 "host_uid": request.host_uid, "host_gid": request.host_gid,
                 "hostname": ffi.NULL if request.hostname is None else text(request.hostname.encode()),
+                "hostname_wished": request.hostname_wished,
                 "workdir": text(request.workdir),
                 "disk_bytes": request.disk_bytes, "disk_inodes": request.disk_inodes,
                 "confine": request.confine,

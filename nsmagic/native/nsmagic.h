@@ -69,6 +69,7 @@ struct nsm_plan {
     unsigned host_uid, host_gid;
 
     const char *hostname; /* NULL: leave it */
+    int hostname_wished;  /* nobody asked for just this name: go on without where a filter denies sethostname */
     const char *workdir;  /* absolute path in the container (or on the host without a mount namespace) */
 
     const struct nsm_entry *entries;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests marked `hosts` in Docker containers of several kinds, and ask the doctor in each.
+# Run the tests marked `hosts` in containers of Docker and Podman of several kinds, and ask the doctor in each.
 #
 # usage: docker.sh [CONFIGURATION…]     as root, with dockerd, docker and runc installed; none: all that are listed below
 #
@@ -15,12 +15,18 @@ declare -A kinds=(
     [seccomp-unconfined]="--security-opt seccomp=unconfined"
     [sys-admin]="--cap-add SYS_ADMIN"
     [privileged]="--privileged"
-    [read-only-cgroup]="--privileged --volume /sys/fs/cgroup:/sys/fs/cgroup:ro"
+    [read-only-cgroup]="--cap-add ALL --security-opt seccomp=unconfined --security-opt systempaths=unconfined"
     [user]="--user 1000"
     [user-open]="--user 1000 --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+    [podman]=""
+    [podman-user]="--user 1000"
+    [podman-user-open]="--user 1000 --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt unmask=ALL"
 )
 names=("$@")
-((${#names[@]})) || names=(default seccomp-unconfined sys-admin privileged read-only-cgroup user user-open)
+if ((${#names[@]} == 0)); then
+    names=(default seccomp-unconfined sys-admin privileged read-only-cgroup user user-open)
+    if command -v podman >/dev/null; then names+=(podman podman-user podman-user-open); fi
+fi
 
 python=${DOCKER_PYTHON:-/usr/bin/python3} # what is below /usr is there inside too
 results=$PWD/build/docker
@@ -47,6 +53,7 @@ clean() {
         kill "$daemon" 2>/dev/null || true
         wait "$daemon" 2>/dev/null || true
     fi
+    if [[ -d $work/podman ]]; then podman_here rm --all --force >/dev/null 2>&1 || true; fi
     awk -v below="$work/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | sort -r | xargs --no-run-if-empty umount --lazy
     find /sys/fs/cgroup -depth -type d -path "*/$group*" -exec rmdir {} + 2>/dev/null || true
     rm -rf "$work"
@@ -69,6 +76,12 @@ start_daemon() {
     fail "the daemon did not start"
 }
 
+# Podman has no daemon; without systemd it is told to keep groups and events by itself.
+podman_here() {
+    podman --root "$work/podman" --runroot "$work/podman-run" --cgroup-manager cgroupfs --events-backend file \
+        --runtime "$PWD/tools/lane/runc_here.py" "$@"
+}
+
 # The skeleton of a root: what is below /usr is bound, the rest of what programs look for is copied.
 make_image() {
     local root=$work/image
@@ -83,6 +96,7 @@ make_image() {
     printf 'root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n' >"$root/etc/passwd"
     printf 'root:x:0:\nuser:x:1000:\n' >"$root/etc/group"
     tar -C "$root" -c . | docker import - nsmagic-lane >/dev/null
+    if command -v podman >/dev/null; then tar -C "$root" -c . | podman_here import - nsmagic-lane >/dev/null 2>&1; fi
 }
 
 # The wheel and what its tests need, for a Python that is there inside.
@@ -101,11 +115,13 @@ make_venv() {
 
 # run_inside NAME COMMAND…    in a new container of that kind, under a shell that reaps what is orphaned there
 run_inside() {
-    local name=$1 options
+    local name=$1 options engine=(docker run)
     read -ra options <<<"${kinds[$name]}"
+    # Its own limits are higher than those of a root that may not raise any.
+    [[ $name != podman* ]] || engine=(podman_here run --ulimit nofile=1024:1024 --ulimit nproc=4096:4096)
     shift
-    docker run --rm --network none --volume /usr:/usr:ro --volume "$venv:/venv:ro" --volume "$work/stage:/stage" \
-        --volume "$work/report:/report" --workdir /stage --env NSMAGIC_LANE="docker $name" "${options[@]}" nsmagic-lane \
+    "${engine[@]}" --rm --network none --volume /usr:/usr:ro --volume "$venv:/venv:ro" --volume "$work/stage:/stage" \
+        --volume "$work/report:/report" --workdir /stage --env NSMAGIC_LANE="$name" "${options[@]}" nsmagic-lane \
         sh -c '"$@"; exit $?' sh timeout --kill-after 5 "$most_seconds" "$@"
 }
 
@@ -123,12 +139,20 @@ for name in "${names[@]}"; do
     mkdir -p "$work/stage" "$work/report"
     cp -r --no-preserve=ownership tests pyproject.toml "$work/stage/"
     chmod -R a+rwX "$work/stage" "$work/report"
-    echo "── docker run ${kinds[$name]}"
+    echo "── $name: ${kinds[$name]}"
     run_inside "$name" /venv/bin/python -I -m nsmagic.cli doctor >"$results/$name.txt" 2>&1 || failed=1
     run_inside "$name" /venv/bin/python -m pytest -q -p no:cacheprovider -m hosts --junit-xml "/report/$name.xml" "${tests[@]}" \
         </dev/null || failed=1
     cp "$work/report/$name.xml" "$results/" || failed=1
     echo "── $name: $((SECONDS - began)) s"
 done
-tools/lane/table.py "$results"/*.xml || failed=1
+
+reports=() words=()
+for name in "${names[@]}"; do
+    [[ ! -e $results/$name.xml ]] || reports+=("$results/$name.xml")
+    words+=("$results/$name.txt")
+done
+tools/lane/table.py "${reports[@]}" >"$results/table" || failed=1
+cat "$results/table"
+if [[ ${WRITE_PAGE:-} ]]; then tools/lane/page.py docs/hosts/docker.md "$results/table" "${words[@]}"; fi
 exit "$failed"
