@@ -31,7 +31,7 @@ _WITHOUT: Final = {
 _REFUSALS: Final = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.ENOSPC, errno.EUSERS}
 )
-"""What a host answers that will answer so again; a lack of memory or of processes may be over the next time."""
+"""What a host answers that will answer so again; a lack of memory or of processes may be over soon."""
 
 
 def reach(spec: ContainerSpec) -> Reach:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Put what a lane saw into a page of the documentation: everything behind the page's mark is written anew.
 
-Usage: ``page.py PAGE TABLE HOST.txt…``; TABLE is what ``table.py`` printed, each HOST.txt what the doctor said there.
+Usage: ``page.py PAGE TABLE HOST.txt…``; TABLE is what ``table.py`` printed, HOST.txt what the doctor said.
 """
 
 from __future__ import annotations
