@@ -10,6 +10,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+[[ $(id -u) == 0 ]] || { echo "docker.sh: a Docker daemon takes root: sudo make test-docker" >&2; exit 1; }
+# In a mount namespace of our own: what is mounted here shows nowhere else, and goes with us.
+[[ ${OWN_MOUNTS:-} ]] || OWN_MOUNTS=1 exec unshare --mount --propagation private bash "tools/lane/docker.sh" "$@"
+
 declare -A kinds=(
     [default]=""
     [seccomp-unconfined]="--security-opt seccomp=unconfined"
@@ -35,7 +39,6 @@ most_seconds=200 # of one configuration
 
 fail() { echo "docker.sh: $*" >&2; exit 1; }
 
-[[ $(id -u) == 0 ]] || fail "a Docker daemon takes root: sudo make test-docker"
 for program in dockerd docker runc; do
     command -v "$program" >/dev/null || fail "no program $program: sudo apt install --no-install-recommends docker.io"
 done
@@ -118,7 +121,7 @@ run_inside() {
     local name=$1 options engine=(docker run)
     read -ra options <<<"${kinds[$name]}"
     # Its own limits are higher than those of a root that may not raise any.
-    [[ $name != podman* ]] || engine=(podman_here run --ulimit nofile=1024:1024 --ulimit nproc=4096:4096)
+    [[ $name != podman* ]] || engine=(podman_here run --cgroup-parent "/$group" --ulimit nofile=1024:1024 --ulimit nproc=4096:4096)
     shift
     "${engine[@]}" --rm --network none --volume /usr:/usr:ro --volume "$venv:/venv:ro" --volume "$work/stage:/stage" \
         --volume "$work/report:/report" --workdir /stage --env NSMAGIC_LANE="$name" "${options[@]}" nsmagic-lane \
