@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nsmagic
+
+HOME = str(Path(nsmagic.__file__).resolve().parents[1])
 
 # Docker's way of refusing: a filter that lives on in every child. argv: [[number, errno, argument mask], …]
 FILTER = """
@@ -27,3 +37,19 @@ NUMBERS = {
     "mount_setattr": 442, "landlock_create_ruleset": 444, "sethostname": 161 if ON_ARM else 170,
 }  # fmt: skip
 EPERM, EAGAIN, ENOSPC, ENOSYS, CLONE_NEWUSER = 1, 11, 28, 38, 0x10000000
+
+
+def refused(rules: list[tuple[str, int, int]], code: str) -> Any:
+    """What a script printed last, as JSON, on a host that refuses these calls.
+
+    Args:
+        rules: of each call its name, the errno that it fails with, and bits of its first argument that make it
+            fail, or 0 for always.
+        code: the script; it may use ``json``.
+    """
+    numbered = json.dumps([(NUMBERS[call], errno, mask) for call, errno, mask in rules])
+    environment = {**os.environ, "PYTHONPATH": HOME}
+    command = [sys.executable, "-c", FILTER + code, numbered]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])

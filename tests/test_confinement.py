@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from refusals import ENOSYS, EPERM, FILTER, NUMBERS
+from refusals import ENOSYS, EPERM, refused
 
 import nsmagic
 from nsmagic import Container, confinement
@@ -32,7 +31,6 @@ needs_landlock = pytest.mark.skipif(NO_LANDLOCK, reason="host: no Landlock")
 KINDS_OF_NAMESPACE = 0x7E020000
 """Every CLONE_NEW… flag of clone(2)."""
 NO_NAMESPACES = [("clone3", ENOSYS, 0), ("clone", EPERM, KINDS_OF_NAMESPACE), ("unshare", EPERM, 0)]
-HOME = str(Path(nsmagic.__file__).resolve().parents[1])
 
 TRIED = """
 import os
@@ -43,16 +41,6 @@ def tried(what):
         return error.errno
     return 0
 """
-
-
-def refused(rules: list[tuple[str, int, int]], code: str) -> Any:
-    """What a script printed last, as JSON, on a host that refuses these calls."""
-    numbered = json.dumps([(NUMBERS[call], errno, mask) for call, errno, mask in rules])
-    environment = {**os.environ, "PYTHONPATH": HOME}
-    command = [sys.executable, "-c", FILTER + code, numbered]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
 
 
 @pytest.fixture

@@ -384,6 +384,19 @@ def test_too_many_processes_of_a_group_are_told() -> None:
     assert "Too many processes" in remedy
 
 
+def test_the_apparmor_profile_is_shipped_and_its_command_fills_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel here has AppArmor, so what its setting would say is said for it; the command is run up to sudo."""
+    monkeypatch.setattr(host, "_read", lambda path: "1" if "apparmor_restrict" in path else "")
+    monkeypatch.setattr(host, "_may_mount", lambda: False)
+    failed = Step("mount", 'mount("/", MS_REC|MS_PRIVATE)', -1, 13, 0.0, 0.0)
+    command = host.remedy_for(failed).partition("for this Python: ")[2]
+    assert command.endswith("| sudo tee /etc/apparmor.d/nsmagic | sudo apparmor_parser --replace")
+    fill = command.partition(" | sudo")[0]
+    profile = subprocess.run(["sh", "-c", fill], capture_output=True, text=True, check=True).stdout
+    assert f'profile nsmagic "{os.path.realpath(sys.executable)}" flags=(unconfined) {{' in profile
+    assert "\n  userns,\n" in profile
+
+
 @pytest.mark.parametrize("call", ["", "(", "open_tree", 'clone3("', "fsconfig(\0)", "setrlimit(resource=6,"])
 @pytest.mark.parametrize("errno", [0, -1, 1, 2, 13, 16, 22, 28, 38, 10**9])
 def test_there_is_always_a_remedy_and_never_an_exception(call: str, errno: int) -> None:

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-from refusals import ENOSYS, EPERM, FILTER, NUMBERS
+from refusals import ENOSYS, EPERM, refused
 
 import nsmagic
 from nsmagic import host
 
 pytestmark = [pytest.mark.hosts, pytest.mark.usefixtures("quiet")]
 
-HOME = str(Path(nsmagic.__file__).resolve().parents[1])
 LANE = os.environ.get("NSMAGIC_LANE", "")
 """Which kind of container these tests run in; empty outside of the lanes."""
 
@@ -66,16 +62,6 @@ def needs_containers() -> None:
     """Skip where the doctor would say that there are none."""
     if why := container_works():
         pytest.skip(f"host: {why[:150]}")
-
-
-def refused(rules: list[tuple[str, int, int]], code: str) -> Any:
-    """What a script printed last, as JSON, on a host that refuses these calls."""
-    numbered = json.dumps([(NUMBERS[call], errno, mask) for call, errno, mask in rules])
-    environment = {**os.environ, "PYTHONPATH": HOME}
-    command = [sys.executable, "-c", FILTER + code, numbered]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def test_the_doctor_says_what_is_known_of_this_host() -> None:

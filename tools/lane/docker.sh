@@ -44,6 +44,7 @@ for program in dockerd docker runc; do
 done
 mkdir -p "$results"
 rm -f "$results"/*.xml "$results"/*.txt
+for folder in /run /dev/shm; do mount -t tmpfs tmpfs "$folder"; done # state of Docker's and Podman's, wherever they keep it
 work=$(mktemp -d /var/tmp/nsmagic-docker.XXXXXX)
 group=nsmagic-docker-$$ # below which the containers' control groups lie
 daemon=

@@ -6,6 +6,7 @@ Usage: ``page.py PAGE TABLE HOST.txt…``; TABLE is what ``table.py`` printed, H
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,8 @@ MARK: Final = "<!-- written by tools/lane/page.py -->"
 
 
 def block(text: str) -> str:
-    """Text as it is, in a page."""
+    """Text as it is, in a page; but of the kernel's release only what everybody's has."""
+    text = re.sub(r"(Linux \d+\.\d+\.\d+)\S*", r"\1", text)
     return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
 
 

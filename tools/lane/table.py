@@ -14,6 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import junit
 
+_REASON = 110
+
 
 def cell(counts: Counter[str]) -> str:
     """How a module's tests ended on a host."""
@@ -43,7 +45,7 @@ def main(paths: list[str]) -> int:
         texts = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
         sys.stdout.write("  ".join(texts).rstrip() + "\n")
     for reason, where in sorted(reasons.items()):
-        sys.stdout.write(f"skipped on {', '.join(sorted(where))}: {reason}\n")
+        sys.stdout.write(f"skipped on {', '.join(sorted(where))}: {reason[:_REASON]}\n")
     total = Counter(ended for by in found.values() for counts in by.values() for ended in counts.elements())
     failed = sum(total.values()) - total["passed"] - total["skipped"]
     sys.stdout.write(f"{total['passed']} passed, {failed} failed, {total['skipped']} skipped\n")
