@@ -7,12 +7,17 @@ of the rounds are compared.  The absolute times say something about this machine
 from __future__ import annotations
 
 import argparse
+import atexit
+import functools
+import itertools
 import os
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nsmagic
@@ -26,8 +31,9 @@ if TYPE_CHECKING:
 HELLO = "print('hi')"
 OUTPUT_BYTES = 100_000_000
 FLOOD = f"import os\nfor _ in range({OUTPUT_BYTES} // 50_000): os.write(1, b'x' * 49_999 + b'\\n')"
-PAUSE = 0.03
-"""Seconds between two runs, as between two cells; long enough for a standby to be built."""
+PAUSE = 0.1
+"""Seconds between two runs, as between two cells; long enough for what is prepared behind a run."""
+_numbers = itertools.count()
 
 
 def plain_python() -> None:
@@ -36,12 +42,31 @@ def plain_python() -> None:
 
 
 def warm() -> None:
-    """A contained cell; a standby is there."""
+    """A contained cell, options as in the run before: a standby is there."""
     nsmagic.run(HELLO).check()
 
 
 def cold() -> None:
-    """A contained cell; its container is built for it."""
+    """A contained cell in a folder that no container has shown before: nothing was built for it."""
+    folder = Path(_folders(), str(next(_numbers)))
+    folder.mkdir()
+    nsmagic.run(HELLO, workdir=folder).check()
+
+
+@functools.cache
+def _folders() -> str:
+    folders = tempfile.mkdtemp(prefix="nsmagic-bench-")
+    atexit.register(shutil.rmtree, folders)
+    return folders
+
+
+def other_limits() -> None:
+    """A contained cell with a limit that no container had before."""
+    nsmagic.run(HELLO, pids=100 + next(_numbers)).check()
+
+
+def unprepared() -> None:
+    """A contained cell where not even a blank waits, as in the second of two runs at once."""
     Container(container_spec({}), keep=False).start().run_job(job_spec({}, kind="cell", code=HELLO)).check()
 
 
@@ -125,7 +150,9 @@ def main() -> None:
     contenders = {
         "python -c": plain_python,
         "nsmagic.run, warm": warm,
+        "nsmagic.run, other limits": other_limits,
         "nsmagic.run, cold": cold,
+        "nsmagic.run, unprepared": unprepared,
         "nsmagic run -c": command_line,
     }
     if shutil.which("bwrap"):

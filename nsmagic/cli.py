@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import options
-from nsmagic.errors import NsmagicError, SpecError
+from nsmagic.errors import NsmagicError, SpecError, StartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nsmagic.firewall import Filtered
     from nsmagic.result import Result
+    from nsmagic.spec import ContainerSpec
 
 EXIT_USAGE: Final = 2
 EXIT_TIMEOUT: Final = 124
@@ -149,7 +150,7 @@ def exit_status(result: Result) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from nsmagic import api, intake, views  # noqa: PLC0415 - bad options need not wait for these
+    from nsmagic import intake  # noqa: PLC0415 - bad options need not wait for it
 
     given, words = options.parse(arguments, options.COMMAND_SCOPES)
     separated = "--" in arguments and arguments[
@@ -160,8 +161,16 @@ def _run(arguments: list[str]) -> int:
     if report is not None:
         _check_report(Path(report).resolve())
     spec = intake.container_spec(given)
+    _start_launcher(spec)
+    from nsmagic import api, explain, views  # noqa: PLC0415 - while the launcher imports what it needs
+
     sink = TerminalSink()
-    result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
+    try:
+        result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
+    except StartError as error:
+        if given.get("explain"):
+            sys.stderr.write(explain.text(error.journal) + "\n")
+        raise
     sink.finish()
     for text in (views.isolation_warning(result), *result.isolation.notes):
         if text:
@@ -173,9 +182,21 @@ def _run(arguments: list[str]) -> int:
     plain = result.outcome == "exited" and not result.detail.startswith("the program could not")
     if not plain:
         sys.stderr.write(f"nsmagic: {result.describe()}\n")
+    if given.get("explain"):
+        sys.stderr.write(explain.text(result.journal) + "\n")
     if report is not None:
         Path(report).write_text(json.dumps(result.report(), indent=2, default=str) + "\n", encoding="utf-8")
     return exit_status(result)
+
+
+def _start_launcher(spec: ContainerSpec) -> None:
+    """As soon as it is clear that there will be something to run: not for what this host cannot do."""
+    from nsmagic.launcher import client  # noqa: PLC0415 - as above
+    from nsmagic.plan import make_plan  # noqa: PLC0415 - as above
+
+    make_plan(spec, client.python_path())
+    client.expect("programs")
+    client.start()
 
 
 def _check_report(path: Path) -> None:

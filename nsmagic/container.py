@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import itertools
 import os
 import pickle
@@ -18,7 +19,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic import cgroups, channels, confinement, effort, firewall, intake, values
+from nsmagic import cgroups, channels, confinement, effort, firewall, intake, processes, values
 from nsmagic.errors import (
     HostError,
     LauncherError,
@@ -33,7 +34,7 @@ from nsmagic.job import Report, Run
 from nsmagic.launcher import client, frames
 from nsmagic.outcome import judge
 from nsmagic.plan import make_plan, require_linux
-from nsmagic.result import Failure, Isolation, Result, Usage, Written, written_bytes
+from nsmagic.result import Failure, Isolation, Result, Usage, Written, read_journal, written_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,12 +68,13 @@ class Collector:
     """The sink that keeps everything, for the API."""
 
     def __init__(self) -> None:
-        self.streams: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        # Not lists of pieces: joining them would touch every byte, and fault in every page, once more.
+        self.streams = {"stdout": io.BytesIO(), "stderr": io.BytesIO()}
         self.outputs: list[Filtered] = []
 
     def stream(self, name: str, data: bytes) -> None:
         """Keep it."""
-        self.streams[name].append(data)
+        self.streams[name].write(data)
 
     def display(self, output: Filtered, kind: str, display_id: str | None, *, update: bool) -> None:
         """Keep it."""
@@ -85,7 +87,7 @@ class Collector:
     def failure(self, ename: str, evalue: str, traceback: list[str]) -> None:
         """What Python itself would print: the traceback, without colours."""
         del ename, evalue
-        self.streams["stderr"].append(plain_text("\n".join(traceback) + "\n").encode())
+        self.streams["stderr"].write(plain_text("\n".join(traceback) + "\n").encode())
 
     def ask(self, prompt: str, *, password: bool) -> str | None:
         """Nobody is there."""
@@ -126,6 +128,8 @@ class Container:
         # Before anything that can fail: __del__ looks at these.
         self._channels: channels.Channels | None = None
         self._pid = os.getpid()
+        self.let_go: Callable[[Container], None] | None = None
+        """Who stops it behind its job; without one, that is done before the result is given."""
         require_linux()
         self.spec = spec or intake.container_from(given)
         self.number = next(_numbers)
@@ -147,8 +151,11 @@ class Container:
 
     # ---- life ------------------------------------------------------------------
 
-    def start(self) -> Self:
+    def start(self, *, blank: bool = False) -> Self:
         """Have the launcher build it; returns before it is built.  Failures show in ``run``.
+
+        Args:
+            blank: build only what all containers of its kind have in common, until ``become`` says the rest.
 
         Raises:
             LauncherError: the launcher cannot be started.
@@ -177,7 +184,11 @@ class Container:
                 for descriptor in groups:
                     given.callback(os.close, descriptor)
                 request = self._plan.request(
-                    self.number, tuple(group.directories), joins=len(joins), into_cgroup=directory is not None
+                    self.number,
+                    tuple(group.directories),
+                    joins=len(joins),
+                    into_cgroup=directory is not None,
+                    blank=blank,
                 )
                 if not launcher.send(request, [*theirs, *groups]):
                     raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}")
@@ -221,6 +232,28 @@ class Container:
                     raise self._start_error()
                 if self._report.exit or self._report.closed:
                     raise self._lost()
+
+    def become(self, wanted: Container) -> bool:
+        """Make this blank the container that another one, which is not started, would be.
+
+        Its limits are written into the group that it lives in (and read back), and its files and its name are
+        made now.
+
+        Returns:
+            Whether it is that container now; if not, it is good for nothing and to be stopped.
+        """
+        assert self._group is not None  # noqa: S101 - a blank is started
+        assert self._launcher is not None  # noqa: S101 - likewise
+        try:
+            self._group.set_limits(wanted._plan.choice.limits)
+        except (
+            HostError
+        ):  # one made for these limits may be able to: cgroup v1 cannot add a share of CPU time later
+            return False
+        self.spec, self._plan = wanted.spec, wanted._plan
+        with contextlib.suppress(LauncherError):  # more binds than a packet takes; who builds anew is told
+            return self._launcher.send(self._plan.finish(self.number))
+        return False
 
     def stop(self) -> None:
         """End everything in it and let go of it.  Any thread may call this while another is in ``run``."""
@@ -291,6 +324,19 @@ class Container:
         if self._channels is not None:
             self._report.take(self._channels.report)
         return self._report.pid
+
+    @property
+    def payload_pid(self) -> int | None:
+        """The host's process id of what runs in it: init's only child of its own; None while there is none.
+
+        Init itself is not in all of the namespaces: a time namespace is for its maker's children.
+        """
+        return processes.first_child(self.init_pid or 0) or None
+
+    @property
+    def kind(self) -> tuple[object, ...] | None:
+        """What a blank must share with this one to become it; None if it has to be made on purpose."""
+        return self._plan.kind
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -533,6 +579,8 @@ class Container:
     # ---- results ------------------------------------------------------------------
 
     def _result(self, job: JobSpec, ending: Ending, collector: Collector) -> Result:
+        assert self._channels is not None  # noqa: S101 - run() has seen to it
+        self._report.wait_for_builder(self._channels.report, _END_SECONDS)
         group_usage = self._group.usage() if self._group is not None else cgroups.Usage()
         if ending.why != "kept":
             self._finish(group_usage)
@@ -549,11 +597,11 @@ class Container:
             signal=verdict.signal,
             usage=usage,
             isolation=self._isolation(),
-            stdout_bytes=b"".join(collector.streams["stdout"]),
-            stderr_bytes=b"".join(collector.streams["stderr"]),
+            stdout_bytes=collector.streams["stdout"].getvalue(),
+            stderr_bytes=collector.streams["stderr"].getvalue(),
             outputs=collector.outputs,
             failure=Failure(*ending.failure) if ending.failure else None,
-            journal=list(self._report.steps),
+            journal_lines=self._report.lines,
             detail=verdict.detail,
             printed=ending.printed,
             dropped=ending.dropped,
@@ -561,15 +609,20 @@ class Container:
         )
         self._seen = group_usage
         if ending.why != "kept":
-            self._release(result.describe())
+            self._ended = result.describe()
+            if self.let_go is None:
+                self._release(self._ended)
+            else:
+                live.pop(self.number, None)
+                self.let_go(self)
         return result
 
     def _finish(self, group_usage: cgroups.Usage) -> None:
-        """The job is over: end what is left of the container; wait only for what nobody else can tell."""
+        """The job is over: where nobody else can tell what it used, end the container and let init tell."""
         assert self._channels is not None  # noqa: S101 - run() has seen to it
-        self._channels.close_lifeline()
         if group_usage.cpu_user is not None or self._report.exit or self._report.closed:
             return
+        self._channels.close_lifeline()
         self._report.wait_for_end(self._channels.report, _END_SECONDS)
 
     def _usage(self, ending: Ending, now: cgroups.Usage) -> Usage:
@@ -598,12 +651,12 @@ class Container:
         if "mount" in plan.namespaces:
             limits["disk"] = f"tmpfs size = {self.spec.disk}"
         notes = list(plan.root.notes)
-        for step in self._report.steps:
-            if step.errno and step.call.startswith('fsmount("proc"'):
+        for step in self._report.refused:
+            if step.call.startswith('fsmount("proc"'):
                 notes.append(_SMALL_PROC.format(step.failure))
-            if step.errno and step.call.startswith("sethostname("):
+            if step.call.startswith("sethostname("):
                 notes.append(f"the host name is the surroundings' ({step.call}: {step.failure})")
-            if step.errno and "MOUNT_ATTR_IDMAP" in step.call:
+            if "MOUNT_ATTR_IDMAP" in step.call:
                 path = step.call.split('"')[1]
                 notes.append(
                     f"{path}: files of its owner are not writable inside ({step.failure}: its file system)"
@@ -623,15 +676,16 @@ class Container:
         )
 
     def _start_error(self) -> StartError:
-        failed = [step for step in self._report.steps if step.errno]
+        failed = self._report.refused
         if not failed:
             return StartError("spawn", "", 0, "it was not ready in time, and nobody said why")
         step = failed[-1]
         text = f"step {step.step!r}, {step.call}: {step.failure} (errno {step.errno})"
-        remedy = remedy_for(step, self._report.steps)
+        journal = read_journal(self._report.lines)
+        remedy = remedy_for(step, journal)
         if step.errno in _REFUSALS and step.step in _CONTAINERS_STEPS and not self.spec.best_effort:
             remedy = f"{remedy.rstrip('.')}. {_BEST_EFFORT}"
-        return StartError(step.step, step.call, step.errno, text, remedy)
+        return StartError(step.step, step.call, step.errno, text, remedy, journal)
 
     def _lost(self) -> NsmagicError:
         """It ended before it took its job: the launcher died, or memory did not suffice to begin."""

@@ -6,6 +6,13 @@ This module knows no other.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nsmagic.result import Step
+
 
 class NsmagicError(Exception):
     """Base of every error that nsmagic raises itself."""
@@ -54,14 +61,18 @@ class StartError(NsmagicError):
         call: the system call with its arguments by name.
         errno: the kernel's answer, from ``errno``; 0 where no call was made.
         remedy: what to do about it, or an empty string.
+        journal: the system calls up to there, the failed one among them; see ``Result.journal``.
     """
 
-    def __init__(self, step: str, call: str, errno: int, text: str, remedy: str = "") -> None:
+    def __init__(
+        self, step: str, call: str, errno: int, text: str, remedy: str = "", journal: Sequence[Step] = ()
+    ) -> None:
         super().__init__(f"the container could not be built: {text}" + (f". {remedy}" if remedy else ""))
         self.step = step
         self.call = call
         self.errno = errno
         self.remedy = remedy
+        self.journal = list(journal)
 
 
 class LauncherError(NsmagicError):

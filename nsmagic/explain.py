@@ -99,9 +99,10 @@ _WHY: Final[dict[str, tuple[str, str]]] = {
     "mount chroot": ("Make it the root where pivot_root is refused.", "chroot(2)"),
     "workdir chdir": ("Go to the working directory.", "chdir(2)"),
     "fork fork": ("Make the payload; it is the first in the new clocks.", "fork(2)"),
-    "init socketpair": ("A way to tell the payload that its root is there.", "socketpair(2)"),
     "init prctl": ("Nobody in here may look into init.", "PR_SET_DUMPABLE(2const)"),
     "init close_range": ("Keep nothing open but the lifeline, the report and two clocks.", "close_range(2)"),
+    "go socketpair": ("A way to tell the payload that its root is there.", "socketpair(2)"),
+    "go chroot": ("Make it the root where pivot_root did not take the payload along.", "chroot(2)"),
     "go sendmsg": ("Tell the payload that its root is there.", "unix(7)"),
     "go recvmsg": ("Wait until the root is there; Python warms itself meanwhile.", "unix(7)"),
     "go fchdir": ("Go to the working directory.", "chdir(2)"),
@@ -226,7 +227,7 @@ def _lane(step: Step, before: str) -> str:
     if step.step == "late":
         return "launcher" if _name(step.call) == "sendmsg" else "init"
     if step.step == "go":
-        return "init" if _name(step.call) == "sendmsg" else "payload"
+        return "init" if _name(step.call) in {"socketpair", "sendmsg"} else "payload"
     if step.step in _PAYLOAD_STEPS:
         return "payload"
     if step.step in _SHARED_STEPS and before in {"init", "payload"}:

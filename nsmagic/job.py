@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from nsmagic import firewall
 from nsmagic.launcher import frames
-from nsmagic.result import Step
+from nsmagic.result import Step, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,7 @@ _BUILD_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 1.0
 _WATCH_SECONDS: Final = 0.05
 _MAX_STEPS: Final = 2000
+_FAILED: Final = "\t-1\t"
 
 
 class Sink(Protocol):
@@ -70,6 +71,7 @@ class Exit:
         cpu_user: seconds.
         cpu_system: seconds.
         memory_peak: bytes of the largest process.
+        full: whether RLIMIT_NPROC would have refused one more process.
     """
 
     cause: str
@@ -77,6 +79,7 @@ class Exit:
     cpu_user: float
     cpu_system: float
     memory_peak: int
+    full: bool = False
 
 
 class Report:
@@ -85,7 +88,8 @@ class Report:
     def __init__(self) -> None:
         self.pid: int | None = None
         self.scratch: int | None = None
-        self.steps: list[Step] = []
+        self._lines: list[str] = []
+        self.built = False
         self.failed = False
         self.closed = False
         self.exit: Exit | None = None
@@ -108,6 +112,16 @@ class Report:
             else:
                 self._read(packet[:1], packet[1:].decode(errors="replace"))
 
+    def wait_for_builder(self, channel: socket.socket, seconds: float) -> None:
+        """Hear init out, whose last words about the build may come after those of a quick payload."""
+        self.take(channel)
+        deadline = time.monotonic() + seconds
+        waiting = select.poll()
+        waiting.register(channel.fileno(), select.POLLIN)
+        while not (self.built or self.exit or self.closed) and time.monotonic() < deadline:
+            if waiting.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+                self.take(channel)
+
     def wait_for_end(self, channel: socket.socket, seconds: float) -> None:
         """Wait for init's last word, so long at most."""
         deadline = time.monotonic() + seconds
@@ -119,22 +133,27 @@ class Report:
 
     def _read(self, kind: bytes, text: str) -> None:
         with contextlib.suppress(ValueError):  # a line that we cannot read tells nothing
-            if kind in b"JFR":
-                self._read_journal(text)
+            if kind in b"JFRI":
+                self.built = self.built or kind == b"I"
+                self._lines += text.splitlines()
                 self.failed = self.failed or kind == b"F"
             elif kind == b"P":
                 self.pid = int(text)
             elif kind == b"X":
-                cause, status, user, system, memory = text.split()
-                self.exit = Exit(cause, int(status), int(user) / 1e6, int(system) / 1e6, int(memory) * 1024)
-
-    def _read_journal(self, text: str) -> None:
-        for line in text.splitlines():
-            if len(self.steps) < _MAX_STEPS:
-                step, call, result, errno, began, took = line.split("\t")
-                self.steps.append(
-                    Step(step, call, int(result), int(errno), int(began) / 1e9, int(took) / 1e9)
+                cause, status, user, system, memory, full = text.split()
+                self.exit = Exit(
+                    cause, int(status), int(user) / 1e6, int(system) / 1e6, int(memory) * 1024, full == "1"
                 )
+
+    @property
+    def lines(self) -> list[str]:
+        """The journal's lines so far, unread: most runs never look at them."""
+        return self._lines[:_MAX_STEPS]
+
+    @property
+    def refused(self) -> list[Step]:
+        """Those steps that failed."""
+        return [step for step in read_journal(line for line in self.lines if _FAILED in line) if step.errno]
 
 
 @dataclass

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.display import display
 
-from nsmagic import api, container, host, intake, options, standbys, views
+from nsmagic import api, container, explain, host, intake, options, standbys, views
 from nsmagic.completion import matcher
-from nsmagic.errors import SpecError
+from nsmagic.errors import SpecError, StartError
 from nsmagic.firewall import StreamCleaner
+from nsmagic.instruments import InstrumentMagics
 from nsmagic.launcher import client
 
 if TYPE_CHECKING:
@@ -250,6 +251,10 @@ class ContainMagics(Magics):  # type: ignore[misc]
             result = api.run_job(
                 spec, job, sink=sink, stdin=stdin, variables=variables, can_ask=stdin is None
             )
+        except StartError as error:
+            if wanted.get("explain"):
+                display(explain.bundle(error.journal), raw=True)
+            raise
         finally:
             sink.finish()
             self._keep(sink, wanted)
@@ -308,6 +313,8 @@ class ContainMagics(Magics):  # type: ignore[misc]
             sys.stderr.write(_failure_text(result))
         if wanted.get("stats"):
             display(views.bundle(views.stats_rows(result)), raw=True)
+        if wanted.get("explain"):
+            display(explain.bundle(result.journal), raw=True)
 
     # ---- its companions -----------------------------------------------------------
 
@@ -402,6 +409,7 @@ def load(shell: InteractiveShell) -> None:
     """Add the magics, start the launcher in the background, and return at once."""
     magics = ContainMagics(shell)
     shell.register_magics(magics)
+    shell.register_magics(InstrumentMagics(shell))
     completer = getattr(shell, "Completer", None)
     if completer is not None and hasattr(completer, "custom_matchers"):
         completer.custom_matchers.append(matcher)

@@ -17,7 +17,7 @@ from nsmagic.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Scope = Literal["container", "job", "magic", "line", "command", "kernel", "supervisor", "install"]
+Scope = Literal["container", "job", "view", "magic", "line", "command", "kernel", "supervisor", "install"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Option:
         metavar: what its value looks like; empty for a switch.
         parse: from the option's name and what the user wrote to the value.
         help: one sentence.
-        scope: ``container`` and ``job`` options are everywhere; ``magic`` ones are of ``%%contain``;
+        scope: ``container`` and ``job`` options are everywhere; ``view`` ones are of ``%%contain`` and
+            ``nsmagic run``; ``magic`` ones of ``%%contain``;
             ``line`` ones of ``%contain_config``; ``command`` ones of ``nsmagic run``; ``kernel`` ones of
             kernels, ``supervisor`` ones of what a kernel spec starts, ``install`` ones of ``nsmagic kernel``.
         default: in words, for the docs; empty where there is none.
@@ -151,6 +152,8 @@ OPTIONS: Final = (
            choices=("safe", "trusted")),
     Option("stats", ("--stats",), "", _switch,
            "Say what the run used and which isolation was in force.", "magic"),
+    Option("explain", ("--explain",), "", _switch,
+           "Show each system call that built the container: why, how long, and where to read on.", "view"),
     Option("inputs", ("-i", "--input"), "NAMES", _names,
            "Copy variables in, such as a,b.", "magic", many=True),
     Option("outputs", ("-o", "--output"), "NAMES", _names,
@@ -206,9 +209,9 @@ OPTIONS: Final = (
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 
 API_SCOPES: Final = ("container", "job")
-MAGIC_SCOPES: Final = ("container", "job", "magic")
+MAGIC_SCOPES: Final = ("container", "job", "view", "magic")
 CONFIG_SCOPES: Final = ("container", "job", "line")
-COMMAND_SCOPES: Final = ("container", "job", "command")
+COMMAND_SCOPES: Final = ("container", "job", "view", "command")
 KERNEL_SCOPES: Final = ("container", "job", "kernel", "supervisor")
 INSTALL_SCOPES: Final = ("container", "job", "kernel", "install")
 

@@ -58,7 +58,12 @@ def judge(
     own = _own_end(ending, exited)
     if own.outcome == "exited" and own.exit_status == 0:
         return own
-    return _blame(ending, own, usage, spec, stopping=stopping)
+    verdict = _blame(ending, own, usage, spec, stopping=stopping)
+    if verdict is own and exited is not None and exited.full:
+        # Nobody counts what RLIMIT_NPROC refuses; that there was no room left is all that can be known.
+        detail = f"pids limit: when it ended it had all of its {spec.pids} processes and threads (--pids)"
+        return Verdict("pids-limit", own.exit_status, own.signal, detail)
+    return verdict
 
 
 def _blame(ending: Ending, own: Verdict, usage: Usage, spec: ContainerSpec, *, stopping: bool) -> Verdict:

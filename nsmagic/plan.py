@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nsmagic import cgroups, confinement, filesystem
@@ -45,6 +46,9 @@ _HOST_UIDS: Final = 0x6E730000
 free for containers, see https://systemd.io/UIDS-GIDS/."""
 _HOST_UID_COUNT: Final = 1 << 16
 _DEFAULT_UID: Final = 1000
+_CAP_SYS_ADMIN: Final = 21
+_BLANK_MEMORY: Final = 64 << 20
+_BLANK_ENTRIES: Final = 200  # each may have a descriptor, and 253 go with a packet
 _MIN_KERNEL: Final = (5, 12)
 _MACHINES: Final = ("x86_64", "aarch64")
 
@@ -96,7 +100,13 @@ class Plan:
     view: View | None = None
 
     def request(
-        self, number: int, directories: tuple[str, ...], *, joins: int, into_cgroup: bool
+        self,
+        number: int,
+        directories: tuple[str, ...],
+        *,
+        joins: int,
+        into_cgroup: bool,
+        blank: bool = False,
     ) -> frames.Spawn:
         """The request to the launcher.
 
@@ -105,11 +115,9 @@ class Plan:
             directories: of its group, to be removed at its end.
             joins: how many v1 ``tasks`` descriptors go with it.
             into_cgroup: whether a cgroup v2 directory's descriptor does.
+            blank: leave open what ``finish`` will tell.
         """
-        wanted = {_core(): 0, **{kind: hard for kind, (_, hard) in self.choice.rlimits.items()}}
-        if self.view is not None:
-            wanted |= self.view.limits
-        rlimits = {kind: _at_most(kind, value) for kind, value in wanted.items()}
+        rest = self.finish(number)
         return frames.Spawn(
             id=number,
             namespaces=sum(CLONE_NEW[name] for name in self.namespaces),
@@ -117,19 +125,52 @@ class Plan:
             gid=self.identity.gid,
             host_uid=self.identity.host_uid,
             host_gid=self.identity.host_gid,
+            hostname=None if blank else rest.hostname,
+            workdir=b"" if blank else rest.workdir,
+            disk_bytes=rest.disk_bytes,
+            disk_inodes=rest.disk_inodes,
+            entries=[] if blank else rest.entries,
+            rlimits=[] if blank else rest.rlimits,
+            joins=joins,
+            into_cgroup=into_cgroup,
+            directories=list(directories),
+            blank=blank,
+            hostname_wished=rest.hostname_wished,
+            confine=self.view.confine if self.view is not None else 0,
+            private=self.view.private if self.view is not None else "",
+        )
+
+    def finish(self, number: int) -> frames.Finish:
+        """What a blank is told when it is taken: all of this plan that ``kind`` says nothing of."""
+        wanted = {_core(): 0, **{kind: hard for kind, (_, hard) in self.choice.rlimits.items()}}
+        if self.view is not None:
+            wanted |= self.view.limits
+        rlimits = {kind: _at_most(kind, value) for kind, value in wanted.items()}
+        return frames.Finish(
+            id=number,
             hostname=self.spec.hostname if "uts" in self.namespaces else None,
+            hostname_wished=self.spec.hostname == DEFAULT_HOSTNAME,
             workdir=os.fsencode(self.root.workdir),
             disk_bytes=self.spec.disk,
             disk_inodes=self.root.disk_inodes,
             entries=self.root.entries,
             rlimits=list(rlimits.items()),
-            joins=joins,
-            into_cgroup=into_cgroup,
-            directories=list(directories),
-            hostname_wished=self.spec.hostname == DEFAULT_HOSTNAME,
-            confine=self.view.confine if self.view is not None else 0,
-            private=self.view.private if self.view is not None else "",
         )
+
+    @property
+    def kind(self) -> tuple[object, ...] | None:
+        """What is decided when a container is made, so that a blank can become any other of its kind.
+
+        None for those that have to be made on purpose: with fewer namespaces, with less than was asked for,
+        with hardly more memory than a warm Python has already touched, or where sources can be opened only
+        before the clone.
+        """
+        alone = set(NAMESPACES) - {"net"} <= set(self.namespaces) and not self.choice.missing
+        room = self.spec.mem is None or self.spec.mem >= _BLANK_MEMORY
+        few = len(self.root.entries) <= _BLANK_ENTRIES
+        if not (alone and room and few) or (self.identity.as_root and not _may_mount()):
+            return None
+        return (self.namespaces, self.identity, self.choice.mechanism.name)
 
 
 def _at_most(kind: int, value: int) -> int:
@@ -146,6 +187,14 @@ def _nproc() -> int:
     return resource.RLIMIT_NPROC
 
 
+@cache
+def _may_mount() -> bool:
+    """Whether root here has CAP_SYS_ADMIN; in a container of others it may lack it."""
+    with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
+        (effective,) = (line.split()[1] for line in file if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
+
+
 def _core() -> int:
     import resource  # noqa: PLC0415 - not on every system, and this module must import everywhere
 
@@ -158,12 +207,18 @@ def _unprivileged_uid() -> int | None:
     None where root has no other uid than its own: then it is root of a user namespace, and nobody outside.
     """
     wanted = _HOST_UIDS + os.getpid() % _HOST_UID_COUNT
-    with open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
-        ranges = [(int(line.split()[0]), int(line.split()[2])) for line in file]
+    ranges = _uid_ranges()
     if any(first <= wanted < first + count for first, count in ranges):
         return wanted
     last = max(first + count - 1 for first, count in ranges)
     return last or None
+
+
+@cache
+def _uid_ranges() -> list[tuple[int, int]]:
+    """Our user namespace's uids, as (first, count): they never change once there are some."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
+        return [(int(line.split()[0]), int(line.split()[2])) for line in file]
 
 
 def identity_for(spec: ContainerSpec, *, userns: bool) -> Identity:

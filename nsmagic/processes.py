@@ -44,6 +44,11 @@ def _children(pid: int) -> list[int]:
     return []
 
 
+def first_child(pid: int) -> int:
+    """The first child of a process; 0 where there is none."""
+    return next(iter(_children(pid)), 0)
+
+
 def _uptime() -> float:
     return float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
 
@@ -56,7 +61,7 @@ def _look(pid: int) -> Found | None:
     # The launcher is its parent and runs as the user; init itself runs as nobody special when that is root.
     if Path("/proc", str(launcher)).stat().st_uid != os.geteuid():
         return None
-    payload = next(iter(_children(pid)), 0)
+    payload = first_child(pid)
     command = ""
     with contextlib.suppress(OSError):
         words = Path("/proc", str(payload), "cmdline").read_bytes().split(b"\0")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal as signals
 import threading
 import weakref
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from nsmagic.changes import ChangeList, Layer, list_changes
@@ -14,7 +16,7 @@ from nsmagic.errors import ExtractionError, RunError
 from nsmagic.extraction import save
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from nsmagic.extraction import SaveReport
     from nsmagic.firewall import Filtered
@@ -66,6 +68,16 @@ class Step(NamedTuple):
     def failure(self) -> str:
         """The errno in words, or an empty string."""
         return os.strerror(self.errno) if self.errno else ""
+
+
+def read_journal(lines: Iterable[str]) -> list[Step]:
+    """Journal lines (see journal.c) as steps; one that cannot be read tells nothing."""
+    steps = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            step, call, result, errno, began, took = line.split("\t")
+            steps.append(Step(step, call, int(result), int(errno), int(began) / 1e9, int(took) / 1e9))
+    return steps
 
 
 @dataclass(frozen=True)
@@ -231,7 +243,7 @@ class Result:
         outputs: rich output, filtered, in order.
         values: what was taken out, by name.
         failure: the exception that a cell ended with.
-        journal: the system calls that built the container.
+        journal_lines: the system calls that built the container, as they were written down.
         detail: why it ended so, in words; empty after a plain exit 0.
         printed: how many bytes each stream had, kept here or passed on as they came.
         dropped: bytes of output that the output limit let fall.
@@ -247,7 +259,7 @@ class Result:
     outputs: list[Filtered] = field(default_factory=list, repr=False)
     values: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = field(default=None, repr=False)
-    journal: list[Step] = field(default_factory=list, repr=False)
+    journal_lines: list[str] = field(default_factory=list, repr=False)
     detail: str = ""
     printed: dict[str, int] = field(default_factory=dict, repr=False)
     dropped: int = 0
@@ -263,6 +275,11 @@ class Result:
     def stderr(self) -> str:
         """Standard error as text; bytes that are not UTF-8 are replaced."""
         return self.stderr_bytes.decode(errors="replace")
+
+    @cached_property
+    def journal(self) -> list[Step]:
+        """The system calls that built the container."""
+        return read_journal(self.journal_lines)
 
     @property
     def ok(self) -> bool:

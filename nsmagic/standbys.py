@@ -1,7 +1,8 @@
 """Standbys: containers already built and waiting for their one job; used once, never again.
 
-A run takes one of an equal spec, and another is built behind it, so that the next run of that kind starts
-in about a millisecond.
+A run takes one of an equal spec, and another is built behind it, so that the next run of that spec starts
+in about a millisecond.  Beside them waits one *blank*: namespaces and a warm Python, but no files, name or
+limits yet.  A run of a spec that was not seen before takes that, and only the rest is built for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import queue
 import threading
 from collections import OrderedDict, deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nsmagic import cgroups
@@ -27,6 +29,7 @@ KINDS: Final = 3
 """Specs that standbys are kept of: those used last."""
 
 Key = tuple[object, ...]
+Kind = tuple[object, ...]
 
 
 class Standbys:
@@ -35,7 +38,9 @@ class Standbys:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: OrderedDict[Key, deque[Container]] = OrderedDict()
-        self._wanted: queue.SimpleQueue[ContainerSpec | None] = queue.SimpleQueue()
+        self._launcher: client.Launcher | None = None
+        self._blank: Container | None = None
+        self._wanted: queue.SimpleQueue[ContainerSpec | Container | None] = queue.SimpleQueue()
         self._keeper: threading.Thread | None = None
         self._building = threading.Lock()
         self._stopped = False
@@ -48,16 +53,41 @@ class Standbys:
             HostError: this host cannot enforce the spec.
             LauncherError: the launcher cannot be started.
         """
-        client.start()
-        self._purge()
+        container = self._find(spec)
+        container.let_go = self._stop_later
+        return container
+
+    def _find(self, spec: ContainerSpec) -> Container:
+        launcher = client.start()
+        if launcher is not self._launcher:
+            self._launcher = launcher
+            self._purge()
+        while (waiting := self._take_waiting(_key(spec))) is not None:
+            if waiting.usable():
+                return waiting
+            waiting.stop()
+        wanted = Container(spec, keep=False)
+        blank = self._take_blank(wanted.kind)
+        if blank is not None:
+            if blank.usable() and blank.become(wanted):
+                return blank
+            blank.stop()
+        return wanted.start()
+
+    def _take_waiting(self, key: Key) -> Container | None:
         with self._lock:
-            waiting = self._waiting.get(_key(spec))
-            if waiting:
-                return waiting.popleft()
-        return Container(spec, keep=False).start()
+            waiting = self._waiting.get(key)
+            return waiting.popleft() if waiting else None
+
+    def _take_blank(self, kind: Kind | None) -> Container | None:
+        with self._lock:
+            if kind is None or self._blank is None or self._blank.kind != kind:
+                return None
+            blank, self._blank = self._blank, None
+        return blank
 
     def _purge(self) -> None:
-        """End those that can be of no more use: their launcher died, or they did."""
+        """End those that can be of no more use: mostly because their launcher died."""
         useless = []
         with self._lock:
             for waiting in self._waiting.values():
@@ -65,23 +95,40 @@ class Standbys:
                 for container in bad:
                     waiting.remove(container)
                 useless += bad
+            if self._blank is not None and not self._blank.usable():
+                useless.append(self._blank)
+                self._blank = None
         for container in useless:
             container.stop()
 
     def prepare(self, spec: ContainerSpec) -> None:
         """Have one built for the next run of this spec; returns at once.  A failure shows in that run."""
+        self._have_done(spec)
+
+    def _stop_later(self, container: Container) -> None:
+        """Processes that die take time, which the caller who waits for a result need not lose."""
+        if self._stopped:
+            container.stop()
+        else:
+            self._have_done(container)
+
+    def _have_done(self, work: ContainerSpec | Container) -> None:
         with self._lock:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="nsmagic-standbys", daemon=True)
                 self._keeper.start()
-        self._wanted.put(spec)
+        self._wanted.put(work)
 
     def _keep(self) -> None:
-        """In a thread of its own, so that a run answers before the next standby is built."""
-        while (spec := self._wanted.get()) is not None:
+        """In a thread of its own, so that a run answers before its container ends and the next is built."""
+        while (work := self._wanted.get()) is not None:
             with self._building, contextlib.suppress(Exception):  # whoever runs the next one is told
-                self._prepare(spec)
-            del spec
+                if isinstance(work, Container):
+                    work.stop()
+                else:
+                    self._prepare_blank(work)  # first: whoever has just taken it may want another
+                    self._prepare(work)
+            del work
 
     def _prepare(self, spec: ContainerSpec) -> None:
         key = _key(spec)
@@ -102,6 +149,27 @@ class Standbys:
         for container in new:
             container.stop()
 
+    def payload_pids(self) -> list[int]:
+        """The host's process ids of the Pythons that wait in them."""
+        with self._lock:
+            waiting = [container for containers in self._waiting.values() for container in containers]
+        return [pid for pid in (container.payload_pid for container in waiting) if pid is not None]
+
+    def _prepare_blank(self, spec: ContainerSpec) -> None:
+        """One of the kind of this spec; without limits, since those that it gets may be higher."""
+        bare = replace(spec, mem=None, swap=0, cpus=None, binds=(), workdir="", sockets="")
+        new = Container(bare, keep=False)
+        with self._lock:
+            if new.kind is None or (self._blank is not None and self._blank.kind == new.kind):
+                return
+        new.start(blank=True)
+        old: Container | None = new
+        with self._lock:
+            if not self._stopped:
+                old, self._blank = self._blank, new
+        if old is not None:
+            old.stop()
+
     def stop(self) -> None:
         """End them all, and build no more."""
         with self._lock:
@@ -113,9 +181,14 @@ class Standbys:
         """End those that wait, and those that are asked for."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self._wanted.get_nowait()
+                work = self._wanted.get_nowait()
+                if isinstance(work, Container):
+                    work.stop()
         with self._building, self._lock:
             waiting, self._waiting = self._waiting, OrderedDict()
+            blank, self._blank = self._blank, None
+        if blank is not None:
+            blank.stop()
         for containers in waiting.values():
             for container in containers:
                 container.stop()

@@ -102,14 +102,14 @@ def isolation_rows(isolation: Isolation) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in isolation.notes]
 
 
-def change_rows(changes: Sequence[Change]) -> list[tuple[str, str]]:
+def change_rows(changes: Sequence[Change], most: int = _MOST_CHANGES) -> list[tuple[str, str]]:
     """The first of the files that were changed, and how many more there are."""
     rows: list[tuple[str, str]] = []
-    for change in list(changes)[:_MOST_CHANGES]:
+    for change in list(changes)[:most]:
         size = f" ({size_text(change.size)})" if change.size else ""
         rows.append((change.kind, path_text(change.path) + size))
-    if len(changes) > _MOST_CHANGES:
-        rows.append(("changes", f"and {len(changes) - _MOST_CHANGES} more"))
+    if len(changes) > most:
+        rows.append(("changes", f"and {len(changes) - most} more"))
     return rows
 
 

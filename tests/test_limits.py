@@ -175,6 +175,22 @@ def test_a_refused_fork_is_the_outcome(marked: None) -> None:
     assert result.usage.pids_peak == 17  # init is one more
 
 
+def test_a_cell_that_ends_at_its_limit_of_processes_is_told_where_nobody_counts() -> None:
+    if not host_lacks(pids=16):
+        pytest.skip("host: can enforce --pids by a group")
+    result = nsmagic.run(FORKS, pids=16)
+    assert result.outcome == "pids-limit"
+    assert "16" in result.detail
+    assert "--pids" in result.detail
+    assert result.exit_status == 1
+    program = nsmagic.run(["/bin/sh", "-c", "for i in $(seq 40); do sleep 60 & done"], pids=16)
+    assert program.outcome == "pids-limit"
+    # One that fails with room to spare fails for its own reasons, and one that goes well is no failure.
+    assert nsmagic.run("1 / 0", pids=16).outcome == "exited"
+    full = "import os, signal\nfor _ in range(15):\n if os.fork() == 0: signal.pause()"
+    assert nsmagic.run(full, pids=16).check().outcome == "exited"
+
+
 def test_threads_count_as_pids() -> None:
     code = """
 import threading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import nsmagic
-from nsmagic import HostError, RunError, SpecError, StoppedError, ValueTransferError, standbys
+from nsmagic import (
+    Container,
+    HostError,
+    RunError,
+    SpecError,
+    StartError,
+    StoppedError,
+    ValueTransferError,
+    standbys,
+)
 from nsmagic.launcher import client
 from nsmagic.spec import JobSpec
 
@@ -678,3 +688,85 @@ def test_an_edited_module_is_never_the_old_one(project: Path) -> None:
     for number in range(3):
         (project / "mod.py").write_text(f"x = {number}")
         assert nsmagic.run("import mod; print(mod.x)").check().stdout == f"{number}\n"
+
+
+# ---- blanks --------------------------------------------------------------------------------------
+
+CONFINEMENT = """
+import os, resource
+status = open('/proc/self/status').read().splitlines()
+kept = ('Uid', 'Gid', 'Groups', 'Cap', 'NoNewPrivs', 'Seccomp', 'SigBlk', 'SigIgn', 'NSpid', 'NSsid', 'NSpgid')
+print(*(line for line in status if line.startswith(kept)), sep='\\n')
+print(sorted((fd, os.path.exists(f'/proc/self/fd/{fd}')) for fd in os.listdir('/proc/self/fd')))
+print(os.getcwd(), os.stat('/').st_ino == os.stat('/..').st_ino, sorted(os.listdir('/')), os.umask(0))
+print(sorted(line.split(' - ')[0].split()[3:] for line in open('/proc/self/mountinfo')))
+print([resource.getrlimit(kind) for kind in range(16)])
+print(os.readlink('/proc/self/root'), os.readlink('/proc/self/cwd'))
+"""
+
+
+@pytest.fixture
+def blank(until: Callable[..., bool], quiet: Path) -> Container:
+    """The blank that waits, nobody else's build under way."""
+    nsmagic.run("pass").check()
+    keeper = standbys.current()
+    assert until(lambda: keeper._blank is not None and any(keeper._waiting.values()))
+    assert keeper._blank is not None
+    return keeper._blank
+
+
+def test_a_spec_not_seen_before_takes_the_blank(blank: Container, tmp_path: Path) -> None:
+    (tmp_path / "here.txt").write_text("seen")
+    code = "import os, socket; open('new', 'w'); print(os.getcwd(), os.listdir(), socket.gethostname())"
+    result = nsmagic.run(
+        code, workdir=tmp_path, hostname="late", pids=33, disk="7M", bind="/usr/share:/shown"
+    ).check()
+    assert result.stdout.startswith(f"{tmp_path} ")
+    assert "here.txt" in result.stdout
+    assert result.stdout.endswith(" late\n")
+    assert any(step.call == "recvmsg(late)" for step in result.journal)
+    assert blank.spec.hostname == "late"
+    assert [change.path for change in result.changes] == [f"{tmp_path}/new"]
+    assert "34" in result.isolation.limits["pids"]  # and one for init
+    assert "7340032" in result.isolation.limits["disk"]
+
+
+def test_a_blank_is_confined_as_one_that_was_built_at_once(blank: Container, tmp_path: Path) -> None:
+    wanted = {"workdir": tmp_path, "pids": 44}
+    late = nsmagic.run(CONFINEMENT, **wanted).check()
+    assert blank.spec.pids == 44
+    at_once = Container(keep=False, **wanted).start().run(CONFINEMENT).check()
+    assert late.stdout == at_once.stdout
+    assert late.isolation == at_once.isolation
+    assert "Seccomp:\t2" in late.stdout
+    assert "CapEff:\t0000000000000000" in late.stdout
+
+
+def test_a_blank_whose_source_vanishes_is_an_error(blank: Container, tmp_path: Path) -> None:
+    """Between the plan and the mount: as in a container that is built at once."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    wanted = Container(workdir=folder, keep=False)
+    folder.rmdir()
+    assert standbys.current()._take_blank(blank.kind) is blank
+    assert blank.become(wanted)
+    with pytest.raises(StartError) as error:
+        blank.run("pass")
+    assert error.value.errno == errno.ENOENT
+
+
+def test_one_that_takes_fewer_namespaces_is_made_on_purpose(blank: Container) -> None:
+    result = nsmagic.run("print(1)", ns="all-uts").check()
+    assert "uts" not in result.isolation.namespaces
+    assert not any(step.call == "recvmsg(late)" for step in result.journal)
+    assert blank.usable()
+
+
+def test_a_blank_ends_with_its_owner_and_leaves_no_process(
+    blank: Container, until: Callable[..., bool]
+) -> None:
+    pid = blank.init_pid
+    assert pid is not None
+    standbys.current().drop()
+    assert until(lambda: not os.path.exists(f"/proc/{pid}"))
+    assert until(lambda: not any(map(os.path.exists, blank._group.directories[:1])))

@@ -118,7 +118,8 @@ class FrontEnd:
             socket.router_handover = 1
             self._sockets[channel] = socket
         self._iopub = self._bind(zmq.XPUB, "iopub_port")
-        self._iopub.xpub_verbose = 1  # each subscriber is welcomed, also the second to the same topic
+        # A subscription holds from when we say so, which is just before its welcome: that comes first.
+        self._iopub.xpub_manual = 1
         self._iopub.sndhwm = _PUBLISH_QUEUE
         self._heartbeat = _Heartbeat(connection)
 
@@ -166,10 +167,13 @@ class FrontEnd:
     def welcome(self) -> None:
         """Greet new subscribers: from now on they miss nothing."""
         with contextlib.suppress(zmq.Again):
-            while True:
+            for _ in range(_BATCH):
                 event = self._iopub.recv(zmq.NOBLOCK)
                 topic = event[1:]
-                if event[:1] == b"\x01" and len(topic) <= _WELCOME_BYTES:
+                if event[:1] == b"\x00":
+                    self._iopub.setsockopt(zmq.UNSUBSCRIBE, topic)
+                elif event[:1] == b"\x01" and len(topic) <= _WELCOME_BYTES:
+                    self._iopub.setsockopt(zmq.SUBSCRIBE, topic)
                     with contextlib.suppress(UnicodeDecodeError):
                         content = {"subscription": topic.decode()}
                         self._publish(topic, self._writer.frames("iopub_welcome", content))

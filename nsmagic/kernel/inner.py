@@ -27,10 +27,10 @@ from nsmagic.container import Container
 from nsmagic.errors import NsmagicError
 from nsmagic.firewall import StreamCleaner
 from nsmagic.kernel import wire
-from nsmagic.kernel.zmtp import Peer, ProtocolError
+from nsmagic.kernel.zmtp import Peer, ProtocolError, TooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nsmagic.firewall import Filtered
     from nsmagic.kernel.settings import Settings
@@ -45,27 +45,45 @@ _PORTS: Final[dict[InnerChannel, int]] = {"shell": 1, "control": 2, "stdin": 3, 
 _HEARTBEAT_PORT: Final = 5  # nobody listens to it: a kernel lives as long as its container does
 _IDENTITY: Final = b"nsmagic-supervisor"
 _SLACK_BYTES: Final = 2 << 20
-_READS: Final = 4
+_TURN_SECONDS: Final = 0.01
 _PROBE_SECONDS: Final = 0.1
 _EOF_SECONDS: Final = 0.5
+_START_SECONDS: Final = 120.0
+_LOG_LINES: Final = 200
+_LOG_LINES_A_SECOND: Final = 10.0
 
 log = logging.getLogger("nsmagic.kernel")
 
 
 class _Log:
-    """The sink for a kernel's own streams, which are not its cells': they go into the server's log."""
+    """The sink for a kernel's own streams, which are not its cells': they go into the server's log.
+
+    Not faster than anybody could read them: a flood would fill the log, and keep the supervisor busy.
+    """
 
     def __init__(self) -> None:
         self._cleaners = {name: StreamCleaner(cursor_up=False) for name in ("stdout", "stderr")}
+        self._room = float(_LOG_LINES)
+        self._refilled = time.monotonic()
+        self._dropped = 0
         self.last = ""
 
     def stream(self, name: str, data: bytes) -> None:
         """Log it, cleaned."""
         text = self._cleaners[name].feed(data)
         self.last = (self.last + text)[-2000:]
-        for line in text.splitlines():
-            if line.strip():
-                log.warning("inner kernel: %s", line[:2000])
+        now = time.monotonic()
+        self._room = min(_LOG_LINES, self._room + (now - self._refilled) * _LOG_LINES_A_SECOND)
+        self._refilled = now
+        lines = [line for line in text.splitlines() if line.strip()]
+        shown = lines[: int(self._room)]
+        if shown and self._dropped:
+            log.warning("inner kernel: … (%d more lines)", self._dropped)
+            self._dropped = 0
+        for line in shown:
+            log.warning("inner kernel: %s", line[:2000])
+        self._room -= len(shown)
+        self._dropped += len(lines) - len(shown)
 
     def display(self, output: Filtered, kind: str, display_id: str | None, *, update: bool) -> None:
         """No kernel sends this way."""
@@ -104,12 +122,14 @@ class InnerKernel:
         self.error: NsmagicError | None = None
         self.over = False
         self.ready = False
+        self.worked = False
         self.broken = ""
         self.forged = 0
         self.info: dict[str, Any] = {}
         self.log = _Log()
         self.peers: dict[InnerChannel, Peer] = {}
         self._broken_since = 0.0
+        self._told_to_end = False
         self._key_text = secrets.token_hex(32)
         self._key = wire.Key(self._key_text.encode())
         self._writer = wire.Writer(self._key)
@@ -135,6 +155,7 @@ class InnerKernel:
         }
         job = replace(
             self._settings.job,
+            at_output_limit="drop",  # the limit is for its cells; what goes to the log is no reason to end it
             code=wire.dumps(connection).decode(),
             argv=(self._folder, *self._settings.argv),
         )
@@ -187,6 +208,8 @@ class InnerKernel:
 
     def _send_probe(self) -> None:
         """Ask for its kernel's info: its answer, and what it publishes meanwhile, show that it is there."""
+        if "shell" not in self.peers:
+            return
         frames = self._writer.frames("kernel_info_request", {})
         self._probe = wire.parse(frames, self._key).header.msg_id
         self._probed = time.monotonic()
@@ -197,44 +220,62 @@ class InnerKernel:
         peer = self.peers.get(channel)
         return peer is not None and peer.send(wire.signed(message, self._key))
 
-    def read(self) -> list[tuple[InnerChannel, wire.Message]]:
-        """What has come; a bounded piece of each channel, so that none starves another."""
-        found: list[tuple[InnerChannel, wire.Message]] = []
+    @property
+    def behind(self) -> bool:
+        """Whether more has been read than was given: then there is no event to wait for."""
+        return any(peer.behind for peer in self.peers.values())
+
+    def read(self) -> Iterator[tuple[InnerChannel, wire.Message | TooLarge]]:
+        """What has come; of each channel for a short time, so that none starves another, nor a front end."""
         for channel, peer in list(self.peers.items()):
-            try:
-                for _ in range(_READS):
-                    frames = peer.read()
-                    if not frames:
-                        break
-                    found += [
-                        (channel, message)
-                        for message in self._parse(frames)
-                        if self._is_for_others(channel, message)
-                    ]
-            except EOFError:
-                # It may be dying: in the other channels is its last word, and init will say how it died.
-                self._break("it closed a channel", at_once=False)
-                self._drop(channel)
-            except ProtocolError as error:
-                self._break(f"it sent {error}", at_once=True)
-                for other in list(self.peers):
-                    self._drop(other)
-        if self._answered and not self.ready:
-            self.ready = self._heard
-            if not self.ready and time.monotonic() - self._probed > _PROBE_SECONDS:
-                self._send_probe()
-        return found
+            end = time.monotonic() + _TURN_SECONDS
+            while self.peers.get(channel) is peer:
+                for frames in self._read_once(channel, peer):
+                    message = self._parse(frames)
+                    if message is not None and self._is_for_others(channel, message):
+                        yield channel, message
+                if peer.empty or time.monotonic() > end:
+                    break
+        if not self.ready:
+            self._check_start()
 
-    def _parse(self, messages: list[list[bytes]]) -> list[wire.Message]:
-        parsed = []
-        for frames in messages:
-            try:
-                parsed.append(wire.parse(frames, self._key))
-            except wire.WireError:
-                self.forged += 1
-        return parsed
+    def _check_start(self) -> None:
+        self.ready = self._answered and self._heard
+        now = time.monotonic()
+        if self._answered and not self.ready and now - self._probed > _PROBE_SECONDS:
+            self._send_probe()
+        if not self.ready and now - self.started > _START_SECONDS:
+            self._break(f"it did not answer within {_START_SECONDS:.0f} s", at_once=True)
 
-    def _is_for_others(self, channel: InnerChannel, message: wire.Message) -> bool:
+    def _read_once(self, channel: InnerChannel, peer: Peer) -> list[list[bytes] | TooLarge]:
+        try:
+            return peer.read()
+        except EOFError:
+            # It may be dying: in the other channels is its last word, and init will say how it died.
+            self._break("it closed a channel", at_once=False)
+            self._drop(channel)
+        except ProtocolError as error:
+            self.refuse(f"it sent {error}")
+        return []
+
+    def refuse(self, why: str) -> None:
+        """Hear no more of it: it is going to be ended."""
+        self._break(why, at_once=True)
+        for channel in list(self.peers):
+            self._drop(channel)
+
+    def _parse(self, frames: list[bytes] | TooLarge) -> wire.Message | TooLarge | None:
+        if isinstance(frames, TooLarge):
+            return frames
+        try:
+            return wire.parse(frames, self._key)
+        except wire.WireError:
+            self.forged += 1
+            return None
+
+    def _is_for_others(self, channel: InnerChannel, message: wire.Message | TooLarge) -> bool:
+        if isinstance(message, TooLarge):
+            return True
         if channel == "iopub":
             self._heard = True
         if not self._probe or message.parent_id != self._probe:
@@ -259,7 +300,9 @@ class InnerKernel:
 
     def end_if_broken(self) -> None:
         """A kernel whose channels are gone is ended; one that is just dying may first say how."""
-        if self.broken and not self.over and time.monotonic() - self._broken_since >= _EOF_SECONDS:
+        due = self.broken and not self.over and not self._told_to_end
+        if due and time.monotonic() - self._broken_since >= _EOF_SECONDS:
+            self._told_to_end = True  # once: it waits for the end, and a process may be stuck in the kernel
             self.container.stop()
 
     # ---- end ---------------------------------------------------------------------------

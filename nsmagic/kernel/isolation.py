@@ -105,7 +105,8 @@ def run(owner: Owner, words: list[str]) -> Bundle:
     if words[0] in {"discard", "restart"}:
         if len(words) > 1:
             raise SpecError(f"%isolation {words[0]}", f"takes nothing behind it, not {words[1][:40]!r}")
-        count = len(_changes(container))
+        mine, _ = _own_and_other(container.isolation.workdir, _changes(container))
+        count = len(mine)
         owner.restart()
         files = (
             f"{count} changed {'file was' if count == 1 else 'files were'} discarded"
@@ -138,13 +139,10 @@ def _show(owner: Owner, container: Container) -> Bundle:
         rows.insert(0, ("CPU so far", views.cpu_text(used.cpu_user, used.cpu_system)))
     if owner.settings.cell_timeout is not None:
         rows.append(("cell limit", f"{owner.settings.cell_timeout:g} s for each cell (--cell-timeout)"))
-    here = container.isolation.workdir.rstrip("/") + "/"
-    mine = [change for change in changes if change.path.startswith(here)]
+    mine, others = _own_and_other(container.isolation.workdir, changes)
     rows += views.change_rows(mine)
-    if len(mine) < len(changes):
-        rows.append(
-            ("elsewhere", f"{len(changes) - len(mine)} files in /tmp and the container's own home folder")
-        )
+    if others:
+        rows.append(("elsewhere", f"{len(others)} files in /tmp and the container's own home folder"))
     if owner.left.written is not None:
         rows.append(
             ("left", "files of the kernel that died are kept aside; %isolation save PATH finds them too")
@@ -177,6 +175,15 @@ def _changes(container: Container) -> list[Change]:
         return list(written.changes())
     finally:
         written.close()
+
+
+def _own_and_other(workdir: str, changes: list[Change]) -> tuple[list[Change], list[Change]]:
+    """Changes in the notebook's folder, and elsewhere: the kernel itself keeps files in its home folder."""
+    here = workdir.rstrip("/") + "/"
+    return (
+        [change for change in changes if change.path.startswith(here)],
+        [change for change in changes if not change.path.startswith(here)],
+    )
 
 
 def _save(owner: Owner, container: Container, words: list[str]) -> Bundle:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic.firewall.messages import MessageFilter
 from nsmagic.kernel import refusal, wire
+from nsmagic.kernel.zmtp import TooLarge
 from nsmagic.result import seconds_text, size_text
 
 if TYPE_CHECKING:
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 OWN_ANSWERS: Final = frozenset({"shutdown_request", "usage_request", "connect_request"})
 """Requests that the inner kernel has no say in."""
+
+_MOST_STATUS: Final = 1 << 16
+"""Bytes of a message that says no more than a word."""
+
+_MOST_ASKED: Final = 32
+"""Questions of one cell that may wait for an answer: one, and those that were interrupted."""
+
+_ERROR_BYTES: Final = 256 << 10
+"""Of an error that is shown although its cell's output limit is reached."""
 
 _ABORTED: Final = {"status": "aborted", "payload": [], "user_expressions": {}}
 
@@ -68,8 +78,8 @@ class Relay:
     # ---- answers of our own ------------------------------------------------------------------------
 
     def status(self, request: Request, state: str) -> None:
-        """Publish a state once."""
-        if not getattr(request, state):
+        """Publish a state once; whoever was said to be idle is not busy again."""
+        if not getattr(request, state) and not request.idle:
             setattr(request, state, True)
             self._front.publish("status", {"execution_state": state}, parent=request.header)
 
@@ -101,25 +111,80 @@ class Relay:
 
     # ---- from the inner kernel: hostile -----------------------------------------------------------------
 
-    def relay(self, channel: InnerChannel, message: wire.Message) -> None:
+    def relay(self, channel: InnerChannel, message: wire.Message | TooLarge) -> None:
         """Send on what may be sent on of what the inner kernel sent."""
-        try:
-            content, metadata = wire.loads(message.parts[3]), wire.loads(message.parts[2])
-        except wire.WireError:
-            return
-        request = self._requests.find(message.parent_id, channel if channel in {"shell", "control"} else None)
-        out = self._filter.outgoing(channel, message.header.msg_type, message.parent_id, content, metadata)
-        if out is None:
-            return
+        parent = wire.parent_of(message.parts) if isinstance(message, TooLarge) else message.parent_id
+        request = self._requests.find(parent, channel if channel in {"shell", "control"} else None)
+        if request is not None and request.forwarded is None:
+            return  # it has guessed the name of one that it was not told of: that is not for it to answer
         if channel == "iopub":
-            self._publish(request, out, message)
+            self._take_published(request, message)
         elif request is None or request.replied:
             return
-        elif channel == "stdin":
-            if request.can_ask and out.msg_type == "input_request":
-                self._front.ask(request, out.content)
-        elif out.msg_type == request.reply_kind and request.kind not in OWN_ANSWERS:
+        elif isinstance(message, TooLarge):
+            self._unreadable(request, f"a message of {size_text(message.size)}")
+        else:
+            self._take_answer(request, channel, message)
+
+    # Dropping costs less than sending: what is not going to be sent is not read either.
+
+    def _take_published(self, request: Request | None, message: wire.Message | TooLarge) -> None:
+        if isinstance(message, TooLarge):
+            if self._has_room(request, message.size) and request is not None:
+                self._note(request.header, "Withheld: a message of too many frames")
+            return
+        kind = message.header.msg_type
+        if kind == "status":
+            if request is None or request.idle or message.size > _MOST_STATUS:
+                return
+        elif kind == "execute_input":
+            if request is None or request.echoed or not request.executes:
+                return
+        elif not self._has_room(request, message.size) and not self._is_how_it_ended(request, message):
+            return
+        try:
+            content, metadata = wire.loads(message.parts[3]), wire.loads(message.parts[2])
+        except wire.WireError as error:
+            if request is not None:
+                self._note(request.header, f"Withheld: {error}")
+            return
+        out = self._filter.outgoing("iopub", kind, message.parent_id, content, metadata)
+        if out is not None:
+            self._publish(request, out, message)
+
+    def _take_answer(self, request: Request, channel: InnerChannel, message: wire.Message) -> None:
+        kind = message.header.msg_type
+        if channel == "stdin":
+            if kind != "input_request" or not request.can_ask or request.asked >= _MOST_ASKED:
+                return
+            request.asked += 1
+        elif kind != request.reply_kind or request.kind in OWN_ANSWERS:
+            return
+        try:
+            content, metadata = wire.loads(message.parts[3]), wire.loads(message.parts[2])
+        except wire.WireError as error:
+            self._unreadable(request, str(error))
+            return
+        out = self._filter.outgoing(channel, kind, message.parent_id, content, metadata)
+        if out is None:
+            return
+        if channel == "stdin":
+            self._front.ask(request, out.content)
+        else:
             self._reply(request, out, message)
+
+    def _unreadable(self, request: Request, why: str) -> None:
+        """A client waits for its reply: it gets one."""
+        text = f"the kernel's reply could not be read: {why}"
+        content = refusal.reply(request.kind, "UnreadableReply", text, execution_count=self.execution_count)
+        self._front.reply(request, request.reply_kind, content)
+        self._requests.finish(request)
+        if request.executes and request.stops:
+            self._failed()
+
+    def _note(self, parent: bytes, text: str) -> None:
+        """Say something of our own under a cell."""
+        self._front.publish("stream", {"name": "stderr", "text": f"nsmagic: {text}\n"}, parent=parent)
 
     def _reply(self, request: Request, out: Outgoing, message: wire.Message) -> None:
         content = out.content
@@ -143,13 +208,11 @@ class Relay:
                 self.status(request, state)
             return
         if out.msg_type == "execute_input":
-            if request is not None and not request.echoed:
+            if request is not None:
                 request.echoed = True
                 self.execution_count = content.get("execution_count", self.execution_count)
                 content = {**content, "code": request.code}
                 self._front.publish("execute_input", content, parent=request.header)
-            return
-        if not self._has_room(request, message.size):
             return
         if out.msg_type == "error" and request is not None and request.interrupted is not None:
             content = {**content, **self._time_limit(content)}
@@ -157,8 +220,7 @@ class Relay:
         buffers = message.buffers if out.buffers else None
         self._front.publish(out.msg_type, content, parent=parent, metadata=out.metadata, buffers=buffers)
         if out.note:
-            text = f"nsmagic: {out.note}\n"
-            self._front.publish("stream", {"name": "stderr", "text": text}, parent=parent)
+            self._note(parent, out.note)
 
     def _has_room(self, request: Request | None, size: int) -> bool:
         """Count output against its cell's limit; at the limit it is said, once."""
@@ -174,11 +236,18 @@ class Relay:
             limit = size_text(job.output_limit)
             stops = job.at_output_limit == "stop" and not request.replied
             what = "the cell was interrupted" if stops else "the rest is dropped"
-            text = f"nsmagic: output limit: more than {limit} (--output-limit); {what}\n"
-            self._front.publish("stream", {"name": "stderr", "text": text}, parent=request.header)
+            self._note(request.header, f"output limit: more than {limit} (--output-limit); {what}")
             if stops:
                 self._interrupt()
         return False
+
+    def _is_how_it_ended(self, request: Request | None, message: wire.Message) -> bool:
+        """Whether it is the error that a cell at its output limit ends with: one, of a modest size."""
+        is_error = message.header.msg_type == "error" and message.size <= _ERROR_BYTES
+        if request is None or not is_error or request.failed:
+            return False
+        request.failed = True
+        return True
 
     def _time_limit(self, content: dict[str, Any]) -> dict[str, Any]:
         """The error of a cell that its time limit interrupted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ Place = tuple[str, str]
 
 _KEPT: Final = 1000
 """Answered requests whose late output still finds its cell."""
+_KEPT_BYTES: Final = 16 << 20
+"""Bytes of their code and headers."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """One request of a client.
 
@@ -36,7 +38,7 @@ class Request:
         header: as it came; what is sent about it carries this as its parent.
         session: the client's.
         subshell: the subshell that it is for, or None for the main shell.
-        message: itself, until it is sent on.
+        message: itself; of what was sent on or answered, only its header is kept.
         can_ask: whether its client answers ``input_request``.
         silent: whether its client wants to see nothing.
         code: of a cell.
@@ -48,7 +50,9 @@ class Request:
         idle: likewise.
         echoed: whether its code was published.
         over: whether it was said that its output limit is reached.
+        failed: whether an error was shown beyond that limit.
         interrupted: when its time limit interrupted it, or None.
+        asked: questions to the user that were sent since the last answer.
     """
 
     name: str
@@ -70,7 +74,9 @@ class Request:
     idle: bool = False
     echoed: bool = False
     over: bool = False
+    failed: bool = False
     interrupted: float | None = None
+    asked: int = 0
 
     @property
     def place(self) -> Place:
@@ -81,6 +87,15 @@ class Request:
     def reply_kind(self) -> str:
         """The type of its reply."""
         return self.kind.removesuffix("_request") + "_reply"
+
+    def let_go(self) -> None:
+        """Forget what it carries, which may be large."""
+        self.message = replace(self.message, parts=self.message.parts[:1], buffers=[])
+
+    @property
+    def weight(self) -> int:
+        """Bytes that it takes up once it is answered."""
+        return len(self.code) + len(self.header)
 
     @property
     def executes(self) -> bool:
@@ -95,6 +110,7 @@ class Requests:
     open: OrderedDict[Place, Request] = field(default_factory=OrderedDict)
     answered: OrderedDict[Place, Request] = field(default_factory=OrderedDict)
     last_cell: Request | None = None
+    _weight: int = 0
     _free: dict[str | None, float] = field(default_factory=dict)
 
     def add(self, request: Request) -> None:
@@ -105,8 +121,17 @@ class Requests:
 
     def note(self, request: Request) -> None:
         """A message that has no answer, but of which others may be about."""
+        known = self.answered.pop(request.place, None)
+        self._weight += request.weight - (known.weight if known is not None else 0)
         self.answered[request.place] = request
-        self._trim()
+        while len(self.answered) > _KEPT or self._weight > _KEPT_BYTES:
+            self._weight -= self.answered.popitem(last=False)[1].weight
+
+    def answered_by(self, identities: list[bytes]) -> None:
+        """A client has answered a question."""
+        for request in self.open.values():
+            if request.identities == identities:
+                request.asked = 0
 
     def find(self, name: str, channel: str | None = None) -> Request | None:
         """The request of this name, answered or not.
@@ -123,15 +148,11 @@ class Requests:
     def finish(self, request: Request) -> None:
         """It is answered."""
         request.replied = True
+        request.let_go()
         self.open.pop(request.place, None)
-        self.answered[request.place] = request
+        self.note(request)
         if request.executes:
             self._free[request.subshell] = time.monotonic()
-        self._trim()
-
-    def _trim(self) -> None:
-        while len(self.answered) > _KEPT:
-            self.answered.popitem(last=False)
 
     def running(self) -> list[Request]:
         """The cells that run: in each shell the first that was sent on and has no answer."""

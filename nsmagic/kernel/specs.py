@@ -4,6 +4,12 @@ A kernel spec is a folder with a ``kernel.json`` that tells Jupyter what to star
 installs those in ``data``; every other spec of ours is one of them with more words in its argv, so there is
 one source for all.  Ours are marked by ``nsmagic`` in their metadata; no other program's is ever changed.
 
+The argv begins with a few lines of Python instead of a plain ``-m nsmagic.kernel``: that would look for
+modules in the notebook's folder first, and so run a stranger's ``nsmagic.py`` or ``zmq.py`` outside of any
+container; an empty entry in PYTHONPATH does the same, even to modules that the interpreter starts with.  The
+``-m`` behind them is for readers, and for front ends that tell by it whether a kernel is an ipykernel, which
+they would start in their own way.
+
 This module knows Jupyter's folders and no container.  What starts a kernel takes only its constants, so
 Jupyter's packages are imported where they are used.
 """
@@ -48,8 +54,8 @@ _PACKAGED: Final = {"safe": "isolated-python", "widgets": "isolated-python-widge
 _NAME: Final = re.compile(r"[a-z0-9._-]+")  # as Jupyter has it
 _NAME_LENGTH: Final = 100
 _LOGO_BYTES: Final = 1 << 20
-_OPTIONS: Final = 3
-"""Where the options begin in an argv of ours, behind python -m nsmagic.kernel."""
+_MODULE, _OPTIONS = slice(4, 6), slice(6, None)
+"""Where an argv of ours, ``python -E -c … -m nsmagic.kernel …``, has the module's name and its options."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +145,9 @@ class Installed:
         argv = self.contents.get("argv")
         if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
             raise SpecError("argv", "is no list of words")
-        if argv[1:_OPTIONS] != ["-m", MODULE]:
+        if argv[_MODULE] != ["-m", MODULE]:
             raise SpecError("argv", f"does not start -m {MODULE}")
-        written, _ = options.read(argv[_OPTIONS:], options.KERNEL_SCOPES)
+        written, _ = options.read(argv[_OPTIONS], options.KERNEL_SCOPES)
         options.checked(written)
         found = {name: text_of(name, value) for name, value in DEFAULTS.items()}
         for option, _, text in written:

@@ -22,6 +22,7 @@ One thread, one loop around poll(2); beside it the heartbeat's, and one that wai
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -45,13 +46,16 @@ if TYPE_CHECKING:
     from nsmagic.kernel.settings import Settings
 
 _CONNECT_MS: Final = 2
+_CONNECT_SECONDS: Final = 2.0
 _WATCH_MS: Final = 25
 _STANDBY_SECONDS: Final = 0.3
 _SHUTDOWN_SECONDS: Final = 1.0
 _INTERRUPT_SECONDS: Final = 2.0
 _MOST_FAILURES: Final = 3
 _MOST_QUEUED: Final = 10_000
-_DRAIN_ROUNDS: Final = 1000
+_DRAIN_SECONDS: Final = 0.5
+
+log = logging.getLogger("nsmagic.kernel")
 
 _ENAMES: Final = {
     "out-of-memory": "OutOfMemory",
@@ -170,12 +174,15 @@ class Supervisor:
 
     def _timeout_ms(self) -> int | None:
         inner = self._inner
+        if inner is not None and inner.behind:
+            return 0
         if inner is not None and not inner.ready:
-            return _CONNECT_MS if not inner.peers else _WATCH_MS
+            soon = not inner.peers and time.monotonic() - inner.started < _CONNECT_SECONDS
+            return _CONNECT_MS if soon else _WATCH_MS
         if self._ending is not None or (inner is not None and inner.broken):
             return _WATCH_MS
         watched = self.settings.cell_timeout is not None and self._requests.running()
-        if watched or (inner is not None and self._standby is None):
+        if watched or (inner is not None and self._standby is None and not self._failures):
             return _WATCH_MS
         return None
 
@@ -202,7 +209,7 @@ class Supervisor:
         self._verdict = ""
         try:
             self._inner = InnerKernel(self.settings, self._wake, standby)
-        except NsmagicError as error:
+        except (NsmagicError, OSError) as error:
             self._inner = None
             self._refuse(str(error))
 
@@ -221,20 +228,25 @@ class Supervisor:
             return
         if not inner.ready and not inner.over:
             inner.connect()
-        for channel, message in inner.read():
-            self._relay.relay(channel, message)
+        self._relay_all(inner)
         if inner.over:
             self._bury(inner)
         else:
             inner.end_if_broken()
 
+    def _relay_all(self, inner: InnerKernel) -> None:
+        for channel, message in inner.read():
+            try:
+                self._relay.relay(channel, message)
+            except Exception as error:  # noqa: BLE001 - the inner kernel chose the data: what it breaks is its own end
+                log.error("a message of the inner kernel could not be handled: %s", type(error).__name__)  # noqa: TRY400 - the text may be hostile
+                inner.refuse("it sent what could not be handled")
+
     def _bury(self, inner: InnerKernel) -> None:
         """The inner kernel is dead: tell whoever ran, abort whoever waits, start another."""
-        for _ in range(_DRAIN_ROUNDS):  # what it sent before its end is still there
-            if not inner.peers:
-                break
-            for channel, message in inner.read():
-                self._relay.relay(channel, message)
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while inner.peers and time.monotonic() < deadline:  # what it sent before its end is still there
+            self._relay_all(inner)
         self._inner = None
         inner.stop()
         if self._ending is not None:
@@ -243,14 +255,14 @@ class Supervisor:
         outcome = "timeout" if self._verdict else (inner.result.outcome if inner.result else "stopped")
         if inner.result is not None:
             self.left.keep(inner.result)
+        # One that dies again and again before it has run a cell is not worth another start.
+        self._failures = 0 if inner.worked else self._failures + 1
         if inner.ready:
-            self._failures = 0
             self._mourn(_ENAMES.get(outcome, "KernelDied"), f"{how}. {_GONE}")
-        else:
-            self._failures += 1
         if self._failures >= _MOST_FAILURES:
             said = f". It said: {inner.log.last.strip()[-500:]}" if inner.log.last.strip() else ""
-            self._refuse(f"the inner kernel could not start: {how}{said}")
+            what = f"died {_MOST_FAILURES} times without a cell" if inner.ready else "could not start"
+            self._refuse(f"the inner kernel {what}: {how}{said}")
         else:
             self._start()
 
@@ -267,7 +279,8 @@ class Supervisor:
                 self._relay.abort(request)
             elif request.forwarded is not None:
                 self._finish_or_repeat(request, ename, evalue)
-        self._queues["shell"] = deque(request for request in self._queues["shell"] if not request.replied)
+        for channel, queue in self._queues.items():
+            self._queues[channel] = deque(request for request in queue if not request.replied)
         last = self._requests.last_cell
         if not running and last is not None:
             if not last.can_ask:
@@ -308,6 +321,7 @@ class Supervisor:
         if channel == "stdin":
             # Whether somebody asked is for the inner kernel to know: an answer out of turn harms nobody.
             if header.msg_type == "input_reply" and self._inner is not None and self._inner.ready:
+                self._requests.answered_by(message.identities)
                 self._inner.send("stdin", message)
             return
         request = Request(
@@ -327,7 +341,7 @@ class Supervisor:
             )
         elif self.refuses:
             self._answer_refused(request)
-        elif len(self._queues[channel]) >= _MOST_QUEUED:
+        elif len(self._requests.open) > _MOST_QUEUED:
             self._relay.finish(
                 request, refusal.reply(request.kind, "KernelBusy", "too many requests wait already")
             )
@@ -342,7 +356,8 @@ class Supervisor:
     def _take_comm(self, request: Request) -> None:
         """A comm's message has no reply; it goes on as it is, where comms are allowed."""
         if self.settings.policy == "widgets":
-            if request.kind.startswith("comm_") and not self.refuses:
+            room = len(self._queues["shell"]) < _MOST_QUEUED
+            if request.kind.startswith("comm_") and not self.refuses and room:
                 self._queues["shell"].append(request)
                 self._requests.note(request)
         elif request.kind == "comm_open":
@@ -384,13 +399,17 @@ class Supervisor:
                 self._forward(inner, request)
 
     def _forward(self, inner: InnerKernel, request: Request) -> None:
-        request.forwarded = time.monotonic()
         self._relay.refill()
         channel: InnerChannel = "control" if request.channel == "control" else "shell"
         if request.kind == "debug_request" and self.settings.policy == "safe":
             text = 'the debugger is for the kernel "Isolated Python (widgets)"'
             self._relay.finish(request, refusal.reply(request.kind, "Withheld", text))
-        elif not inner.send(channel, request.message):
+        elif inner.send(channel, request.message):
+            request.forwarded = time.monotonic()
+            inner.worked = inner.worked or request.executes
+            if request.kind != "kernel_info_request":  # which is asked again of the next inner kernel
+                request.let_go()
+        elif request.kind.endswith("_request"):
             self._relay.finish(
                 request, refusal.reply(request.kind, "KernelBusy", "the kernel does not read its requests")
             )
@@ -481,7 +500,7 @@ class Supervisor:
                 self._front.publish(
                     "display_data", {"data": shown, "metadata": {}, "transient": {}}, parent=request.header
                 )
-        except NsmagicError as error:
+        except (NsmagicError, OSError, ValueError) as error:
             self._relay.fail(request, type(error).__name__, str(error))
         else:
             self._relay.finish(request, content)
@@ -512,5 +531,5 @@ class Supervisor:
         """Have a container cloned for the next inner kernel, while nobody waits for it."""
         try:
             self._standby = make_container(self.settings)
-        except NsmagicError:  # whoever needs it is told
+        except (NsmagicError, OSError):  # whoever needs it is told
             self._failures = 1

@@ -9,8 +9,10 @@ See https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-prot
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
+import re
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,6 +25,9 @@ PROTOCOL_VERSION: Final = "5.4"
 _PARTS: Final = 4
 _MAX_IDENTITIES: Final = 16
 _MAX_NAME: Final = 200
+MAX_VALUES: Final = 1 << 20
+"""Values in one part: as Python's objects, small ones take up to thirty times the room of their text."""
+_STRING: Final = re.compile(rb'"[^"]*"')
 
 Name = Annotated[str, msgspec.Meta(max_length=_MAX_NAME)]
 
@@ -128,12 +133,21 @@ def parse(frames: list[bytes], key: Key) -> Message:
     return Message(frames[:at], header, parent.msg_id, parts, frames[at + 2 + _PARTS :], frames[at + 1])
 
 
+def parent_of(frames: list[bytes]) -> str:
+    """The message that one answers of which only the first frames were kept; empty where they do not tell."""
+    with contextlib.suppress(ValueError, IndexError, msgspec.MsgspecError, RecursionError):
+        return _parent.decode(frames[frames[: _MAX_IDENTITIES + 1].index(DELIMITER) + 3]).msg_id
+    return ""
+
+
 def loads(part: bytes) -> Any:
     """A part as plain data.
 
     Raises:
-        WireError: it is no JSON.
+        WireError: it is no JSON, or of so many values that they would take up far more room than their text.
     """
+    if _values(part) > MAX_VALUES:
+        raise WireError("a part of too many values")
     try:
         return _any.decode(part)
     except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError):
@@ -145,14 +159,39 @@ def loads(part: bytes) -> Any:
         raise WireError("a part that is no JSON") from None
 
 
+def _values(part: bytes) -> int:
+    """How many values there are, at most: as many as there are marks that stand before one."""
+    found = _marks(part)
+    if found > MAX_VALUES:
+        # It may be text that is full of them.  Without its escapes a string ends at the next quote.
+        part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
+        strings = part.count(b'"') // 2
+        found = strings if strings > MAX_VALUES else _marks(_STRING.sub(b"", part))
+    return found
+
+
+def _marks(part: bytes) -> int:
+    return part.count(b",") + part.count(b"[") + part.count(b"{")
+
+
 def _nothing(name: str) -> None:
     """Stand for NaN and the infinities, which no front end could read."""
     del name
 
 
 def dumps(value: object) -> bytes:
-    """Plain data as JSON."""
-    return _encoder.encode(value)
+    """Plain data as JSON.
+
+    Raises:
+        WireError: it is nested too deeply.
+    """
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        # Halves of surrogate pairs are text to Python and to nobody else.
+        return json.dumps(value, ensure_ascii=False).encode(errors="replace")
+    except RecursionError:
+        raise WireError("data of too many levels") from None
 
 
 class Writer:

@@ -2,8 +2,8 @@
 
 Kernels listen with libzmq, and so the front end is served with it.  Towards the container we read the bytes
 ourselves, because libzmq bounds a frame (ZMQ_MAXMSGSIZE) but not the number of frames in one message: a
-hostile kernel could fill the supervisor's memory with a message that never ends.  Here whatever is over a
-bound ends the connection, and what is not read yet stays in the kernel's socket buffer and slows down the
+hostile kernel could fill the supervisor's memory with a message that never ends.  Here a message over the
+bound is not kept but counted, and what is not read yet stays in the kernel's socket buffer and slows down the
 sender alone.
 
 Knows nothing of Jupyter.  See https://rfc.zeromq.org/spec/23/ (greeting, NULL mechanism, framing) and
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ MAX_UNSENT: Final = 64 << 20
 """Bytes that may wait for a kernel that does not read."""
 
 _READ_BYTES: Final = 1 << 18
+_FRAMES_A_READ: Final = 2048
+_MESSAGES_A_READ: Final = 32
+_MOST_BYTES: Final = 1 << 40
+"""A frame that claims to be longer is no frame."""
 _GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _GREETING_BYTES: Final = 64
 _SIGNATURE_END: Final = 9
@@ -56,6 +61,19 @@ def _ready(kind: str, identity: bytes) -> bytes:
     return _frame(_COMMAND, b"\x05READY" + properties)
 
 
+@dataclass(frozen=True)
+class TooLarge:
+    """A message that was over the bound, and so was not kept.
+
+    Attributes:
+        parts: the frames in front of the first that did not fit.
+        size: bytes of all of them together.
+    """
+
+    parts: list[bytes]
+    size: int
+
+
 class Peer:
     """One connection to a kernel's socket.
 
@@ -63,7 +81,7 @@ class Peer:
         connection: connected, non-blocking; it is closed with the peer.
         kind: ``DEALER`` for requests, ``SUB`` for what a kernel publishes.
         identity: by which a ROUTER over there knows us.
-        max_bytes: of one message.
+        max_bytes: of one message that is kept; of a larger one only its size is told.
     """
 
     def __init__(
@@ -79,8 +97,12 @@ class Peer:
         self._incoming = bytearray()
         self._parts: list[bytes] = []
         self._size = 0
+        self._kept = True
+        self._to_skip = 0
         self._greeted = False
         self.ready = False
+        self.behind = False
+        self.empty = False
         self._outgoing = bytearray(_GREETING + _ready(kind, identity))
         # A subscription to everything is a message like any other, in 3.0; it waits for the handshake.
         self._waiting = bytearray(_frame(0, b"\x01")) if kind == "SUB" else bytearray()
@@ -123,34 +145,54 @@ class Peer:
                 return
             del self._outgoing[:sent]
 
-    def read(self) -> list[list[bytes]]:
-        """Read once; gives the messages that are complete.
+    def read(self) -> list[list[bytes] | TooLarge]:
+        """Read once; gives the messages that are complete, not more than a few.
+
+        ``behind`` says whether more may be complete in what was read, so that there is no event to wait for;
+        ``empty`` whether nothing had come.
 
         Raises:
-            EOFError: the connection has ended.
+            EOFError: the connection has ended, and all that came before was given.
             ProtocolError: what came makes no sense; the connection is of no more use.
         """
-        try:
-            data = self._connection.recv(_READ_BYTES)
-        except BlockingIOError:
+        if not self.behind and not self._receive():
             return []
-        except OSError:
-            data = b""
-        if not data:
-            raise EOFError
-        self._incoming += data
-        messages: list[list[bytes]] = []
+        messages: list[list[bytes] | TooLarge] = []
         offset = 0
         if not self._greeted:
             if len(self._incoming) < _GREETING_BYTES:
                 return []
             self._check_greeting(bytes(self._incoming[:_GREETING_BYTES]))
             offset = _GREETING_BYTES
-        while (found := self._next_frame(offset)) is not None:
+        self.behind = True
+        for _ in range(_FRAMES_A_READ):
+            if len(messages) == _MESSAGES_A_READ:
+                break
+            found = self._next_frame(offset)
+            if found is None:
+                self.behind = False
+                break
             flags, body, offset = found
             self._take(flags, body, messages)
         del self._incoming[:offset]
         return messages
+
+    def _receive(self) -> bool:
+        """Read from the connection; whether something came that is not skipped."""
+        try:
+            data = self._connection.recv(_READ_BYTES)
+        except BlockingIOError:
+            self.empty = True
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            raise EOFError
+        self.empty = False
+        skipped = min(self._to_skip, len(data))
+        self._to_skip -= skipped
+        self._incoming += memoryview(data)[skipped:]
+        return skipped < len(data)
 
     def _check_greeting(self, greeting: bytes) -> None:
         mechanism = greeting[_MECHANISM].rstrip(b"\0")
@@ -160,8 +202,11 @@ class Peer:
             raise ProtocolError("a security mechanism that nobody asked for")
         self._greeted = True
 
-    def _next_frame(self, offset: int) -> tuple[int, bytes, int] | None:
-        """The frame at this place of what came, and the place behind it; None where it is not complete."""
+    def _next_frame(self, offset: int) -> tuple[int, bytes | None, int] | None:
+        """The frame at this place of what came, and the place behind it; None where it is not complete.
+
+        A frame that does not fit has no body: what of it is still to come is skipped.
+        """
         view = memoryview(self._incoming)
         with view:
             if len(view) - offset < 2:  # noqa: PLR2004 - flags and a length
@@ -176,26 +221,30 @@ class Peer:
                 (length,) = _LENGTH.unpack_from(view, offset + 1)
             else:
                 start, length = offset + 2, view[offset + 1]
-            most = _MAX_COMMAND if flags & _COMMAND else self._max_bytes - self._size
-            if length > most:
-                raise ProtocolError(f"a message of more than {self._max_bytes} bytes")
-            if len(view) - start < length:
-                return None
-            return flags, bytes(view[start : start + length]), start + length
+            if length > (_MAX_COMMAND if flags & _COMMAND else _MOST_BYTES):
+                raise ProtocolError(f"a frame of {length} bytes")
+            end = start + length
+            if not flags & _COMMAND and (not self._kept or self._size + length > self._max_bytes):
+                self._kept = False
+                self._size += length
+                self._to_skip = max(0, end - len(view))
+                return flags, None, min(end, len(view))
+            return None if len(view) < end else (flags, bytes(view[start:end]), end)
 
-    def _take(self, flags: int, body: bytes, messages: list[list[bytes]]) -> None:
+    def _take(self, flags: int, body: bytes | None, messages: list[list[bytes] | TooLarge]) -> None:
         if flags & _COMMAND:
-            self._obey(body)
+            self._obey(body or b"")
             return
         if not self.ready:
             raise ProtocolError("a message before the handshake")
-        self._parts.append(body)
-        self._size += len(body)
-        if len(self._parts) > MAX_FRAMES:
-            raise ProtocolError(f"a message of more than {MAX_FRAMES} frames")
+        if body is not None:
+            self._parts.append(body)
+            self._size += len(body)
+            if len(self._parts) == MAX_FRAMES and flags & _MORE:
+                self._kept = False
         if not flags & _MORE:
-            messages.append(self._parts)
-            self._parts, self._size = [], 0
+            messages.append(self._parts if self._kept else TooLarge(self._parts, self._size))
+            self._parts, self._size, self._kept = [], 0, True
 
     def _obey(self, body: bytes) -> None:
         name = body[1 : 1 + body[0]] if body else b""

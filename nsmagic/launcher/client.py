@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -65,8 +66,15 @@ def python_path() -> tuple[str, ...]:
 
     Our own folder is there in any case, and last, so that nothing in it can stand for another module.
     """
-    here = os.path.realpath(os.getcwd())  # noqa: PTH109 - compared as text
-    path = [path for path in sys.path if path and os.path.realpath(path) != here]
+    here = os.getcwd()  # noqa: PTH109 - compared as text
+    return _without(here, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=8)
+def _without(here: str, paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Looked up once: a run has no time to resolve all of them again."""
+    here = os.path.realpath(here)
+    path = [path for path in paths if path and os.path.realpath(path) != here]
     return (*path, *({_OURS} - set(path)))
 
 

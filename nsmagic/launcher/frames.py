@@ -60,9 +60,10 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
 
     Attributes:
         directories: cgroup directories to remove, in this order, when the container is gone.
-        confine: ``enum nsm_confine`` in nsmagic.h.
+        confine: ``enum nsm_confinement`` in nsmagic.h.
         hostname_wished: nobody asked for just this name, so it can be done without.
         private: a folder to remove with all that is in it, when the container is gone; or empty.
+        blank: wait for the rest of the plan, which comes with ``Finish``: what is not known now is empty.
     """  # noqa: D205
 
     id: int
@@ -83,6 +84,20 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     confine: int = 0
     hostname_wished: bool = False
     private: str = ""
+    blank: bool = False
+
+
+class Finish(msgspec.Struct, frozen=True, tag="finish"):
+    """The rest of a blank's plan; see ``Spawn``."""
+
+    id: int
+    hostname: str | None
+    hostname_wished: bool
+    workdir: bytes
+    disk_bytes: int
+    disk_inodes: int
+    entries: list[Entry]
+    rlimits: list[tuple[int, int]]
 
 
 class Release(msgspec.Struct, frozen=True, tag="release"):
@@ -91,7 +106,7 @@ class Release(msgspec.Struct, frozen=True, tag="release"):
     id: int
 
 
-Request = Spawn | Release
+Request = Spawn | Finish | Release
 
 
 # ---- launcher -> owner -----------------------------------------------------

@@ -88,8 +88,8 @@ def serve_ipykernel(connection_file: str) -> NoReturn:
         [
             "-f",
             connection_file,
-            # The container's files are gone with it, so a history on disk would be work for nothing.
-            "--HistoryManager.hist_file=:memory:",
+            # Clients ask for the history by search and by range, and only what is in a file is found so.
+            f"--HistoryManager.hist_file={Path(connection_file).with_name('history.sqlite')}",
             # Who starts us ends us; so it need neither watch its parent nor say how to end it by hand.
             "--IPKernelApp.parent_handle=1",
             # Our standard error goes into the server's log, where a kernel has nothing to say but errors.

@@ -26,6 +26,7 @@ from nsmagic import values
 from nsmagic.launcher import frames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from IPython.core.interactiveshell import ExecutionResult
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from nsmagic.launcher.shell import RunnerShell
 
 CONTROL: Final = 3
+_GO: Final = 5
 _PR_SET_DUMPABLE: Final = 4
 _LEFTOVER_TRIES: Final = 500
 _EXIT_FAILED: Final = 1
@@ -53,6 +55,12 @@ class Channel:
     def waiting(self) -> bool:
         """Whether a frame has come already."""
         return bool(select.select([self._socket], [], [], 0)[0])
+
+    def wait_for_end(self) -> None:
+        """Wait until the owner lets go of the channel."""
+        with contextlib.suppress(OSError):
+            while self._socket.recv(1 << 16):
+                pass
 
     def receive(self) -> frames.ToRunner:
         """Wait for one frame; the end of the channel ends the process."""
@@ -114,11 +122,12 @@ def make_shell() -> RunnerShell:
     return shell
 
 
-def serve(shell: RunnerShell | None) -> NoReturn:
+def serve(shell: RunnerShell | None, confine: Callable[[], None]) -> NoReturn:
     """Take one job, or with ``keep`` many; the process ends with the last.
 
     Args:
         shell: the launcher's, or None where it was made for scripts and programs only.
+        confine: waits until the root is built, goes there, and gives up every right.
     """
     os.set_inheritable(CONTROL, False)  # noqa: FBT003 - the library's signature
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -127,8 +136,13 @@ def serve(shell: RunnerShell | None) -> NoReturn:
     channel = Channel()
     _open_streams()
     _reseed()
-    if shell is not None and not channel.waiting():
-        # A fresh clone pays for page faults on its first work: while nobody waits, let that be ours.
+    # A fresh clone pays for page faults on its first work: while we wait, let that be ours.
+    warm = shell is None
+    if shell is not None and not select.select([_GO], [], [], 0)[0]:
+        shell.run_source("None")
+        warm = True
+    confine()
+    if shell is not None and not warm and not channel.waiting():
         shell.run_source("None")
     channel.send(frames.Ready())
     while True:
@@ -196,6 +210,9 @@ def _run_python(job: frames.Job, channel: Channel, shell: RunnerShell | None) ->
         status, extracted, problems = _run_script(job), {}, {}
     flush()
     channel.send(frames.Done(status, extracted, problems))
+    if not job.keep:
+        # The owner ends us when it has answered; two processes that die meanwhile would take its time.
+        channel.wait_for_end()
     os._exit(status)
 
 

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import itertools
 import json
 import os
 import select
@@ -23,10 +24,11 @@ import subprocess
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nsmagic.launcher import frames, kernel, runner
 from nsmagic.native._runtime import ffi, lib
+from nsmagic.native.kinds import CLONE_NEW
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from nsmagic.launcher.shell import RunnerShell
 
+_REPORT: Final = 1
 STREAMS: Final = 6
 """Descriptors that come with every request: control, report, lifeline, stdin, stdout, stderr."""
 MAX_DESCRIPTORS: Final = 32
@@ -48,7 +51,7 @@ class _Child:
 
     Args:
         pid: its init's; -1 where it could not be made: then only its directories are left to remove.
-        directories: its cgroup directories, in the order in which they can be removed.
+        directories: its own cgroup directories, in the order in which they can be removed.
         private: its folder on the host, removed with all that is in it; or empty.
     """
 
@@ -68,6 +71,7 @@ class _Child:
         self._remover: subprocess.Popen[bytes] | None = None
         self.released = False
         self.tries = 0
+        self.blank: _Blank | None = None
 
     def kill(self) -> None:
         """End init, and the kernel ends the rest."""
@@ -80,6 +84,9 @@ class _Child:
         if not self.ended:
             self.ended = True
             os.close(self.pidfd)
+            if self.blank:
+                self.blank.close()
+                self.blank = None
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
 
@@ -112,6 +119,25 @@ class _Child:
         return True
 
 
+class _Blank(NamedTuple):
+    """What a container is still to be told over, and what it was made of.
+
+    Attributes:
+        late: where its init waits for the rest of its plan.
+        report: the owner's, for the journal of what is done for it here.
+        spawn: the request that it was made by.
+    """
+
+    late: socket.socket
+    report: int
+    spawn: frames.Spawn
+
+    def close(self) -> None:
+        """Let go of it; an init that still waits then ends."""
+        self.late.close()
+        os.close(self.report)
+
+
 class Launcher:
     """Takes requests until the owner is gone."""
 
@@ -122,18 +148,22 @@ class Launcher:
         self._poll = select.poll()
         self._poll.register(owner.fileno(), select.POLLIN)
         self._idmaps: dict[tuple[int, int, int, int], int] = {}
+        self._bases: set[str] = set()
+        self._strays = False
 
     def serve(self) -> NoReturn:
         """Answer requests; returns never: not here, and not in a payload."""
         try:
             while True:
                 waiting = [child for child in self._children.values() if child.released and child.ended]
-                for descriptor, _ in self._poll.poll(_REMOVAL_RETRY_MS if waiting else None):
+                events = self._poll.poll(_REMOVAL_RETRY_MS if waiting else None)
+                for descriptor, _ in events:
                     if descriptor == self._owner.fileno():
                         self._take_request()
                     else:
                         self._reap(descriptor)
-                self._tidy()
+                if len(events) != 1 or events[0][0] != self._owner.fileno() or waiting:
+                    self._tidy()  # nothing ends by a request alone: init must die first
         except (EOFError, ConnectionError):
             self._end()
 
@@ -150,6 +180,8 @@ class Launcher:
                 if child:
                     child.released = True
                     child.kill()
+            elif isinstance(request, frames.Finish):
+                self._finish(request)
             else:
                 self._spawn(request, descriptors)
         finally:
@@ -157,49 +189,90 @@ class Launcher:
                 os.close(descriptor)
 
     def _spawn(self, request: frames.Spawn, descriptors: list[int]) -> None:
-        child = _Child(self._clone(request, descriptors), request.directories, request.private)
+        late, theirs = (
+            socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) if request.blank else (None, None)
+        )
+        with theirs or contextlib.nullcontext():
+            pid = self._clone(request, descriptors, theirs.fileno() if theirs else -1)
+        # The bases, where all containers' directories lie, are for our end: until then there will be more.
+        bases = {os.path.dirname(directory) for directory in request.directories}.intersection(  # noqa: PTH120 - as text
+            request.directories
+        )
+        self._bases |= bases
+        self._strays = self._strays or not request.namespaces & CLONE_NEW["pid"]
+        own = [directory for directory in request.directories if directory not in bases]
+        child = _Child(pid, own, request.private)
         self._children[request.id] = child
         if not child.ended:
             self._poll.register(child.pidfd, select.POLLIN)
+        if late:
+            child.blank = _Blank(late, os.dup(descriptors[_REPORT]), request)
 
-    def _clone(self, request: frames.Spawn, descriptors: list[int]) -> int:
-        keep: list[Any] = []  # what C only points at must live until it returns
-
-        def text(value: bytes) -> Any:
-            keep.append(ffi.new("char[]", value))
-            return keep[-1]
-
-        entries = ffi.new("struct nsm_entry[]", max(len(request.entries), 1))
-        for entry, wanted in zip(entries, request.entries, strict=False):
-            entry.kind, entry.flags, entry.mode = wanted.kind, wanted.flags, wanted.mode
-            entry.target, entry.source = text(wanted.target), text(wanted.source)
-            entry.length, entry.tree, entry.idmap = len(wanted.source), -1, self._idmap(request, wanted)
-        rlimits = ffi.new("struct nsm_rlimit[]", request.rlimits)
+    def _clone(self, request: frames.Spawn, descriptors: list[int], late: int) -> int:
         joins = ffi.new("int[]", descriptors[STREAMS : STREAMS + request.joins])
         control, report, lifeline, stdin, stdout, stderr = descriptors[:STREAMS]
+        plan, entries, keep = self._plan(request, request)
+        plan.cgroup_joins, plan.cgroup_join_count = joins, request.joins
+        plan.cgroup_directory = descriptors[STREAMS + request.joins] if request.into_cgroup else -1
+        plan.lifeline, plan.report, plan.control = lifeline, report, control
+        plan.stdin_fd, plan.stdout_fd, plan.stderr_fd = stdin, stdout, stderr
+        plan.late = late
+        pid: int = lib.nsm_spawn_python(plan, entries)
+        if pid == 0:
+            self._become_payload(plan)
+        del keep
+        return pid
+
+    def _finish(self, request: frames.Finish) -> None:
+        """Give a blank the rest of its plan; whatever goes wrong, the owner hears of it by the report."""
+        child = self._children.get(request.id)
+        if child is None or child.blank is None:
+            return
+        blank, child.blank = child.blank, None
+        with contextlib.closing(blank):
+            plan, entries, keep = self._plan(blank.spawn, request)
+            plan.report = blank.report
+            lib.nsm_finish(plan, entries, blank.late.fileno())
+            del keep
+
+    def _plan(self, made: frames.Spawn, rest: frames.Spawn | frames.Finish) -> tuple[Any, Any, list[Any]]:
+        """Plan and entries for C, and what they only point at, which must live as long as they.
+
+        Args:
+            made: what is known when the container is made.
+            rest: what may come later.
+        """
+        words = [word for entry in rest.entries for word in (entry.target, entry.source)]
+        words += [rest.workdir, (rest.hostname or "").encode()]
+        texts = ffi.new("char[]", b"\0".join(words))  # one piece for all: they are many
+        starts = itertools.accumulate((len(word) + 1 for word in words), initial=0)
+        places = [texts + start for start, _ in zip(starts, words, strict=False)]
+        keep: list[Any] = [texts]
+
+        entries = ffi.new("struct nsm_entry[]", max(len(rest.entries), 1))
+        for number, wanted in enumerate(rest.entries):
+            entry = entries[number]
+            entry.kind, entry.flags, entry.mode = wanted.kind, wanted.flags, wanted.mode
+            entry.target, entry.source = places[2 * number], places[2 * number + 1]
+            entry.length, entry.tree, entry.idmap = len(wanted.source), -1, self._idmap(made, wanted)
+        rlimits = ffi.new("struct nsm_rlimit[]", rest.rlimits)
+        keep.append(rlimits)
         plan = ffi.new(
             "struct nsm_plan *",
             {
-                "namespaces": request.namespaces,
-                "uid": request.uid, "gid": request.gid,
-                "host_uid": request.host_uid, "host_gid": request.host_gid,
-                "hostname": ffi.NULL if request.hostname is None else text(request.hostname.encode()),
-                "hostname_wished": request.hostname_wished,
-                "workdir": text(request.workdir),
-                "disk_bytes": request.disk_bytes, "disk_inodes": request.disk_inodes,
-                "confine": request.confine,
-                "entry_count": len(request.entries),
-                "rlimits": rlimits, "rlimit_count": len(request.rlimits),
-                "cgroup_joins": joins, "cgroup_join_count": request.joins,
-                "cgroup_directory": descriptors[STREAMS + request.joins] if request.into_cgroup else -1,
-                "lifeline": lifeline, "report": report, "control": control,
-                "stdin_fd": stdin, "stdout_fd": stdout, "stderr_fd": stderr,
+                "namespaces": made.namespaces,
+                "uid": made.uid, "gid": made.gid,
+                "host_uid": made.host_uid, "host_gid": made.host_gid,
+                "hostname": ffi.NULL if rest.hostname is None else places[-1],
+                "hostname_wished": rest.hostname_wished, "confine": made.confine,
+                "workdir": places[-2] if rest.workdir else ffi.NULL,
+                "disk_bytes": rest.disk_bytes, "disk_inodes": rest.disk_inodes,
+                "entry_count": len(rest.entries),
+                "rlimits": rlimits, "rlimit_count": len(rest.rlimits),
+                "cgroup_directory": -1, "late": -1,
             },
         )  # fmt: skip
-        pid: int = lib.nsm_spawn_python(plan, entries)
-        if pid == 0:
-            self._become_payload()
-        return pid
+        return plan, entries, keep
 
     def _idmap(self, request: frames.Spawn, entry: frames.Entry) -> int:
         """A user namespace that shows the entry's owner as the payload; made once for each owner."""
@@ -210,13 +283,20 @@ class Launcher:
             self._idmaps[key] = lib.nsm_userns_for_idmap(*key)
         return self._idmaps[key]
 
-    def _become_payload(self) -> NoReturn:
+    def _become_payload(self, plan: Any) -> NoReturn:
         """In the container: forget the launcher's descriptors (C has closed them) and run the job."""
+
+        def confine() -> None:
+            if lib.nsm_confine(plan) < 0:
+                os._exit(1)
+
         try:
             self._owner.detach()
             for child in self._children.values():
                 child.ended = True
-            runner.serve(self._shell)
+                if child.blank:
+                    child.blank.late.detach()
+            runner.serve(self._shell, confine)
         finally:
             # No exception may unwind into the launcher's loop.
             os._exit(125)
@@ -232,7 +312,8 @@ class Launcher:
         for number, child in list(self._children.items()):
             if child.released and child.ended and child.remove():
                 del self._children[number]
-        self._end_strays()
+        if self._strays:
+            self._end_strays()
 
     def _end_strays(self) -> None:
         """A container without a PID namespace whose init was killed leaves orphans, and they come to us.
@@ -259,15 +340,14 @@ class Launcher:
         for child in self._children.values():
             child.reap()
         self._end_strays()
-        parents = {os.path.dirname(path) for child in self._children.values() for path in child.directories}  # noqa: PTH120
         left = list(self._children.values())
         while left:
             left = [child for child in left if not child.remove()]
             if left:
                 time.sleep(_REMOVAL_RETRY_MS / 1000)
-        for parent in parents:
+        for base in self._bases:
             with contextlib.suppress(OSError):
-                os.rmdir(parent)  # noqa: PTH106 - a plain path from the owner
+                os.rmdir(base)  # noqa: PTH106 - a plain path from the owner
         os._exit(0)
 
 

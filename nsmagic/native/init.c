@@ -59,14 +59,14 @@ static int keep_descriptors(const struct nsm_plan *plan)
     return (int)syscall(SYS_close_range, FIRST_UNUSED, ~0U, 0);
 }
 
-static void tell_exit(const char *cause, int status)
+static void tell_exit(const char *cause, int status, bool full)
 {
     struct rusage used;
     getrusage(RUSAGE_CHILDREN, &used);
     char text[160];
-    int length = snprintf(text, sizeof text, "%c%s %d %lld %lld %ld", NSM_REPORT_EXIT, cause, status,
+    int length = snprintf(text, sizeof text, "%c%s %d %lld %lld %ld %d", NSM_REPORT_EXIT, cause, status,
                           (long long)used.ru_utime.tv_sec * 1000000 + used.ru_utime.tv_usec,
-                          (long long)used.ru_stime.tv_sec * 1000000 + used.ru_stime.tv_usec, used.ru_maxrss);
+                          (long long)used.ru_stime.tv_sec * 1000000 + used.ru_stime.tv_usec, used.ru_maxrss, full);
     (void)!send(REPORT, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
@@ -93,18 +93,43 @@ static void end_descendants(void)
     }
 }
 
-static void finish(bool pid_namespace, const char *cause, int status) __attribute__((noreturn));
-static void finish(bool pid_namespace, const char *cause, int status)
+/*
+ * Whether the payload was at its limit of processes when it ended.  Where a cgroup counts them it also counts what it
+ * refused; RLIMIT_NPROC counts nothing of the kind.  But it holds for us as well, if we set it: so we try whether
+ * one more is refused, or the one in the payload's place where the payload is gone.
+ */
+static bool at_process_limit(const struct nsm_plan *plan, bool payload_gone)
 {
+    for (size_t i = 0; i < plan->rlimit_count; i++) {
+        uint64_t most = plan->rlimits[i].value;
+        if (plan->rlimits[i].resource != RLIMIT_NPROC || most == 0)
+            continue;
+        struct rlimit limit = {.rlim_cur = payload_gone ? most - 1 : most, .rlim_max = most};
+        if (setrlimit(RLIMIT_NPROC, &limit) < 0)
+            return false;
+        pid_t child = vfork();
+        if (child == 0)
+            _exit(0);
+        if (child > 0)
+            waitpid(child, NULL, 0);
+        return child < 0 && errno == EAGAIN;
+    }
+    return false;
+}
+
+static void finish(const struct nsm_plan *plan, const char *cause, int status) __attribute__((noreturn));
+static void finish(const struct nsm_plan *plan, const char *cause, int status)
+{
+    bool full = at_process_limit(plan, strcmp(cause, "payload") == 0);
     /* End the others first: what they used is then in the report. */
-    if (pid_namespace) {
+    if (plan->namespaces & CLONE_NEWPID) {
         kill(-1, SIGKILL);
         while (waitpid(-1, NULL, 0) > 0)
             continue;
     } else {
         end_descendants();
     }
-    tell_exit(cause, status);
+    tell_exit(cause, status, full);
     _exit(0);
 }
 
@@ -129,11 +154,9 @@ static bool take_orders(pid_t payload)
 
 void nsm_init(const struct nsm_plan *plan, pid_t payload, struct nsm_journal *journal)
 {
-    bool pid_namespace = plan->namespaces & CLONE_NEWPID;
     int report = plan->report;
 
     nsm_step(journal, "init");
-    prctl(PR_SET_NAME, "nsmagic-init", 0, 0, 0);
     if (NSM_TRY(journal, keep_descriptors(plan), "close_range(%d, ~0)", FIRST_UNUSED) < 0) {
         nsm_report(report, NSM_REPORT_FAILED, journal);
         _exit(1);
@@ -144,7 +167,7 @@ void nsm_init(const struct nsm_plan *plan, pid_t payload, struct nsm_journal *jo
         nsm_report(REPORT, NSM_REPORT_FAILED, journal);
         _exit(1);
     }
-    nsm_report(REPORT, NSM_REPORT_JOURNAL, journal);
+    nsm_report(REPORT, NSM_REPORT_INIT, journal);
 
     struct pollfd events[] = {
         {.fd = LIFELINE, .events = POLLIN}, {.fd = CHILDREN, .events = POLLIN}, {.fd = CLOCK, .events = POLLIN}};
@@ -158,11 +181,11 @@ void nsm_init(const struct nsm_plan *plan, pid_t payload, struct nsm_journal *jo
             int status;
             for (pid_t child; (child = waitpid(-1, &status, WNOHANG)) > 0;)
                 if (child == payload)
-                    finish(pid_namespace, "payload", status);
+                    finish(plan, "payload", status);
         }
         if (events[2].revents)
-            finish(pid_namespace, "deadline", 0);
+            finish(plan, "deadline", 0);
         if (events[0].revents && take_orders(payload))
-            finish(pid_namespace, "lifeline", 0);
+            finish(plan, "lifeline", 0);
     }
 }

@@ -48,7 +48,7 @@ struct nsm_entry {
 };
 
 /* What else is closed where there are no namespaces; with them, none of these. */
-enum nsm_confine {
+enum nsm_confinement {
     NSM_CONFINE_FILES = 1,     /* Landlock: files that no entry of the plan names cannot be opened */
     NSM_CONFINE_OTHERS = 2,    /* IPC objects and settings of the user's other processes */
     NSM_CONFINE_NETWORK = 4,   /* no sockets but pairs */
@@ -76,7 +76,7 @@ struct nsm_plan {
     size_t entry_count;
     uint64_t disk_bytes;  /* all that the container may write to its file systems */
     uint64_t disk_inodes; /* and in how many files */
-    unsigned confine;     /* enum nsm_confine */
+    unsigned confine;     /* enum nsm_confinement */
 
     const struct nsm_rlimit *rlimits;
     size_t rlimit_count;
@@ -89,6 +89,8 @@ struct nsm_plan {
     int report;   /* what is told to the owner: journal, failure, exit */
     int control;  /* becomes descriptor 3 of the payload */
     int stdin_fd, stdout_fd, stderr_fd;
+
+    int late; /* where init gets the rest of the plan, see late.c; or -1: it is all here */
 };
 
 /* ---- What init is told over the lifeline ------------------------------- */
@@ -125,10 +127,11 @@ long nsm_end(struct nsm_journal *journal, long result, const char *format, ...)
 /* Reports: one packet each, the first byte says what it is. */
 #define NSM_REPORT_JOURNAL 'J' /* then journal lines */
 #define NSM_REPORT_FAILED 'F'  /* then journal lines; the last is the call that failed */
+#define NSM_REPORT_INIT 'I'    /* then journal lines: init has done all of its building */
 #define NSM_REPORT_PID 'P'     /* then init's pid in decimal, as the launcher sees it */
 #define NSM_REPORT_LAYER 'L'   /* with a descriptor of the writable file system */
 #define NSM_REPORT_READY 'R'   /* then journal lines: the payload is about to run */
-#define NSM_REPORT_EXIT 'X'    /* then "cause status user_us system_us maxrss_kib" */
+#define NSM_REPORT_EXIT 'X'    /* then "cause status user_us system_us maxrss_kib full" */
 
 void nsm_report(int report, char kind, const struct nsm_journal *journal);
 
@@ -136,6 +139,16 @@ void nsm_report(int report, char kind, const struct nsm_journal *journal);
 
 /* spawn.c: returns init's pid in the launcher, 0 in the payload, -1 on an error. */
 pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries);
+/* In the payload, before it runs anything of the user's: wait for the root, give up every right. */
+int nsm_confine(struct nsm_plan *plan);
+bool nsm_may_mount(void);
+
+/* late.c */
+int nsm_finish(struct nsm_plan *plan, struct nsm_entry *entries, int late);
+int nsm_late_wait(struct nsm_plan *plan, struct nsm_entry **entries, struct nsm_journal *journal);
+#define NSM_MOST_RLIMITS 16
+int nsm_go_tell(const struct nsm_plan *plan, int go, int root, int workdir, struct nsm_journal *journal);
+int nsm_go_wait(struct nsm_plan *plan, struct nsm_rlimit *rlimits, struct nsm_journal *journal);
 
 /* userns.c */
 int nsm_userns_write_maps(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal);
@@ -167,7 +180,9 @@ int nsm_session(struct nsm_journal *journal);
 int nsm_caps_drop(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_seccomp(const struct nsm_plan *plan, struct nsm_journal *journal);
 #define NSM_PAYLOAD_REPORT 4 /* where the payload finds its report, until it closes it */
-int nsm_fds_payload(const struct nsm_plan *plan, struct nsm_journal *journal);
+#define NSM_PAYLOAD_GO 5     /* and where it hears that its root is there */
+int nsm_fds_payload(const struct nsm_plan *plan, int go, struct nsm_journal *journal);
+int nsm_fds_only(const int *wanted, size_t count);
 
 /* seccomp.c, for the tests: the table and the program made from it. */
 struct nsm_denied {

@@ -9,10 +9,13 @@
  *   payload    init's child: the only process that runs the user's code.
  *
  * Who holds which rights: the launcher has the owner's.  Init has every capability in its own new user
- * namespace and none outside it, until the root is built; then none at all.  The payload never has any.
+ * namespace and none outside it, until the root is built; then none at all.  The payload, forked before that so
+ * that its Python warms itself meanwhile, gives up the same in nsm_confine(), before any of the user's code.
  *
  * Which channels carry what:
  *   gate      launcher -> init    one byte: "your ids are mapped, go on"
+ *   late      launcher -> init    of a blank: the rest of its plan (late.c)
+ *   go        init -> payload     "your root is there", and the way to it (late.c)
  *   lifeline  owner -> init       orders; its closing means that the owner is gone
  *   report    all three -> owner  the journal, a failure, the exit; one packet each
  *   control   owner <-> payload   the job and its answer (not known here)
@@ -62,7 +65,7 @@ static void name_flags(uint64_t flags, char *text, size_t room)
 }
 
 /* Whether we hold CAP_SYS_ADMIN here and now, see mount.c for why it matters. */
-static bool may_mount(void)
+bool nsm_may_mount(void)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct sets[2] = {{0}};
@@ -123,7 +126,7 @@ static void unignore_hidden_signals(void)
     }
 }
 
-/* Between fork and return in the payload: give up everything, the filter last. */
+/* Once the root is there: give up everything, the filter last. */
 static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journal)
 {
     if (nsm_session(journal) < 0)
@@ -156,7 +159,8 @@ static void offer_to_oom_killer(void)
     close(file);
 }
 
-static int build_container(struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal)
+/* What the payload is born into. */
+static int build_identity(struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal)
 {
     if (nsm_cgroup_join(plan, journal) < 0)
         return -1;
@@ -166,11 +170,20 @@ static int build_container(struct nsm_plan *plan, struct nsm_entry *entries, str
         return -1;
     if (nsm_cgroup_namespace(plan, journal) < 0)
         return -1;
-    if (nsm_uts(plan, journal) < 0)
-        return -1;
-    if (nsm_net(plan, journal) < 0)
-        return -1;
     if (nsm_timens(plan, journal) < 0)
+        return -1;
+    if (!(plan->namespaces & CLONE_NEWPID)) {
+        nsm_step(journal, "init");
+        if (NSM_TRY(journal, prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER, 1)") < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* What the payload finds when it is let go on; meanwhile it warms itself. */
+static int build_surroundings(struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal)
+{
+    if (nsm_uts(plan, journal) < 0)
         return -1;
     if (nsm_mount(plan, entries, journal) < 0)
         return -1;
@@ -179,12 +192,45 @@ static int build_container(struct nsm_plan *plan, struct nsm_entry *entries, str
         if (NSM_TRY(journal, chdir(plan->workdir), "chdir(\"%s\")", plan->workdir) < 0)
             return -1;
     }
-    if (!(plan->namespaces & CLONE_NEWPID)) {
-        nsm_step(journal, "init");
-        if (NSM_TRY(journal, prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER, 1)") < 0)
-            return -1;
-    }
     return 0;
+}
+
+/* The way to tell the payload, once it is forked, that it may go on. */
+static int make_go(int go[2], struct nsm_journal *journal)
+{
+    nsm_step(journal, "go");
+    return (int)NSM_TRY(journal, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, go), "socketpair(go)");
+}
+
+/* Send the payload where we stand. */
+static int let_go_on(const struct nsm_plan *plan, int go, struct nsm_journal *journal)
+{
+    bool own_root = plan->namespaces & CLONE_NEWNS;
+    int root = own_root ? open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+    int workdir = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int result = -1;
+    if (workdir >= 0 && (root >= 0 || !own_root))
+        result = nsm_go_tell(plan, go, root, workdir, journal);
+    int error = errno;
+    if (root >= 0)
+        close(root);
+    if (workdir >= 0)
+        close(workdir);
+    close(go);
+    errno = error;
+    return result;
+}
+
+/* Init of a blank waits here, maybe for long, and must not keep open what others wait to see closed. */
+static int await_rest(struct nsm_plan *plan, struct nsm_entry **entries, int go, struct nsm_journal *journal)
+{
+    const int wanted[] = {plan->late, plan->lifeline, plan->report, go};
+    if (NSM_TRY(journal, nsm_fds_only(wanted, sizeof wanted / sizeof *wanted), "close_range(all but four)") < 0)
+        return -1;
+    int result = nsm_late_wait(plan, entries, journal);
+    if (result > 0)
+        _exit(0); /* and the kernel ends the payload */
+    return result < 0 ? -1 : nsm_mount_open_sources(plan, *entries, journal);
 }
 
 /* The clone's side.  Returns only in the payload. */
@@ -199,13 +245,14 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
     /* A session of our own from the start: a Ctrl-C in the owner's terminal is not for us. */
     setsid();
 
-    char go;
+    char opened;
     nsm_step(journal, "gate");
-    if (NSM_TRY(journal, read(gate, &go, 1) == 1 ? 0 : -1, "read(gate)") < 0)
+    if (NSM_TRY(journal, read(gate, &opened, 1) == 1 ? 0 : -1, "read(gate)") < 0)
         _exit(1); /* the launcher has told why, or is gone */
     close(gate);
 
-    if (build_container(plan, entries, journal) < 0) {
+    int go[2] = {-1, -1};
+    if (build_identity(plan, entries, journal) < 0 || make_go(go, journal) < 0) {
         nsm_report(plan->report, NSM_REPORT_FAILED, journal);
         _exit(1);
     }
@@ -216,23 +263,43 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
     if (payload == 0) {
         journal->length = 0;
         offer_to_oom_killer();
-        if (nsm_fds_payload(plan, journal) < 0) {
+        if (nsm_fds_payload(plan, go[1], journal) < 0) {
             nsm_report(plan->report, NSM_REPORT_FAILED, journal);
             _exit(1);
         }
-        if (build_payload(plan, journal) < 0) {
-            nsm_report(NSM_PAYLOAD_REPORT, NSM_REPORT_FAILED, journal);
-            _exit(1);
-        }
-        nsm_report(NSM_PAYLOAD_REPORT, NSM_REPORT_READY, journal);
-        close(NSM_PAYLOAD_REPORT);
+        nsm_report(NSM_PAYLOAD_REPORT, NSM_REPORT_JOURNAL, journal);
         return 0;
     }
     if (nsm_end(journal, payload, "fork()") < 0) {
         nsm_report(plan->report, NSM_REPORT_FAILED, journal);
         _exit(1);
     }
+    close(go[1]);
+    prctl(PR_SET_NAME, "nsmagic-init", 0, 0, 0); /* `nsmagic ps` looks for it */
+    if (nsm_net(plan, journal) < 0 || (plan->late >= 0 && await_rest(plan, &entries, go[0], journal) < 0) ||
+        build_surroundings(plan, entries, journal) < 0 || let_go_on(plan, go[0], journal) < 0) {
+        nsm_report(plan->report, NSM_REPORT_FAILED, journal);
+        _exit(1);
+    }
     nsm_init(plan, payload, journal);
+}
+
+int nsm_confine(struct nsm_plan *plan)
+{
+    struct nsm_journal journal = {.step = "go"};
+    struct nsm_rlimit rlimits[NSM_MOST_RLIMITS];
+    int waited = nsm_go_wait(plan, rlimits, &journal);
+    if (waited > 0) /* init has told why, or was ended */
+        return -1;
+    if (waited < 0 || build_payload(plan, &journal) < 0) {
+        nsm_report(NSM_PAYLOAD_REPORT, NSM_REPORT_FAILED, &journal);
+        return -1;
+    }
+    plan->rlimits = NULL;
+    plan->rlimit_count = 0;
+    nsm_report(NSM_PAYLOAD_REPORT, NSM_REPORT_READY, &journal);
+    close(NSM_PAYLOAD_REPORT);
+    return 0;
 }
 
 pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
@@ -246,7 +313,7 @@ pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
         return -1;
     }
     pid_t child = -1;
-    if (!may_mount() || nsm_mount_open_sources(plan, entries, &journal) == 0)
+    if (plan->late >= 0 || !nsm_may_mount() || nsm_mount_open_sources(plan, entries, &journal) == 0)
         child = clone_init(plan, &journal);
     if (child == 0) {
         close(gate[1]);
@@ -267,11 +334,11 @@ pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
     if (child < 0) {
         nsm_report(plan->report, NSM_REPORT_FAILED, &journal);
     } else {
+        (void)!write(gate[1], "g", 1); /* first: init waits for it */
         nsm_report(plan->report, NSM_REPORT_JOURNAL, &journal);
         char text[16];
         int length = snprintf(text, sizeof text, "%c%d", NSM_REPORT_PID, child);
         (void)!send(plan->report, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
-        (void)!write(gate[1], "g", 1);
     }
     if (gate[1] >= 0)
         close(gate[1]);

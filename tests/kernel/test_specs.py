@@ -101,9 +101,8 @@ def written(prefix: Path, name: str) -> dict[str, Any]:
 
 def words_of(spec: dict[str, Any]) -> list[str]:
     """The options in an argv of ours, for the supervisor."""
-    front, rest = spec["argv"][:3], spec["argv"][3:]
-    assert front == [sys.executable, "-m", "nsmagic.kernel"]
-    return rest
+    assert spec["argv"][:6] == [sys.executable, *specs.packaged("safe")["argv"][1:6]]
+    return spec["argv"][6:]
 
 
 def settings(spec: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -135,6 +134,7 @@ def test_jupyter_finds_both() -> None:
         assert found[name]["spec"]["language"] == "python"
     assert found[SAFE]["spec"]["display_name"] == "Isolated Python"
     assert found[SAFE]["spec"]["metadata"]["debugger"] is False
+    assert found[SAFE]["spec"]["metadata"]["nsmagic"] == {}
     assert found[WIDGETS]["spec"]["display_name"] == "Isolated Python (widgets)"
     assert found[WIDGETS]["spec"]["metadata"]["debugger"] is True
 
@@ -154,13 +154,49 @@ def test_jupyter_starts_the_supervisor_with_the_very_python(name: str, output: s
 
     manager = KernelManager(kernel_name=name, connection_file=str(tmp_path / "connection.json"))
     argv = manager.format_kernel_cmd()
-    assert argv[:3] == [sys.executable, "-m", "nsmagic.kernel"]
-    assert options.parse(argv[3:], options.KERNEL_SCOPES) == (
+    assert argv[0] == sys.executable
+    assert options.parse(argv[6:], options.KERNEL_SCOPES) == (
         {"connection_file": str(tmp_path / "connection.json"), "output": output},
         [],
     )
-    # Front ends that start an ipykernel in their own way must not take ours for one.
     assert not any("ipykernel" in word for word in argv)
+
+
+def test_front_ends_do_not_take_a_wrapped_ipykernel_for_their_own(prefix: Path) -> None:
+    # They look for the first -m, and start an ipykernel in their own way: outside of any container.
+    done("wrap", "python3", "--prefix", prefix)
+    argv = written(prefix, "isolated-python3")["argv"]
+    assert argv[argv.index("-m") + 1] == "nsmagic.kernel"
+
+
+@pytest.mark.parametrize("python_path", [None, "", "/nowhere:"])
+def test_no_module_of_the_notebooks_folder_is_run_outside(python_path: str | None, tmp_path: Path) -> None:
+    names = ["nsmagic", "zmq", "msgspec", "json", "logging", "runpy", "jupyter_client", "hmac", "encodings"]
+    for name in names:
+        Path(f"{name}.py").write_text("raise SystemExit('ran outside')\n")
+    argv = [sys.executable, *specs.packaged("safe")["argv"][1:]]
+    argv[argv.index("{connection_file}")] = str(tmp_path / "missing.json")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if python_path is not None:
+        environment["PYTHONPATH"] = python_path
+    plain = [sys.executable, "-m", "nsmagic.kernel", *argv[6:]]
+    ended = [
+        subprocess.run(each, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+        for each in (argv, plain)
+    ]
+    # It got as far as to miss its connection file.
+    assert "missing.json" in ended[0].stderr, ended[0]
+    assert "ran outside" not in ended[0].stderr
+    assert "ran outside" in ended[1].stderr, "the trap does not work"
+
+
+def test_modules_of_pythonpath_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/msgspec.py").write_text("raise SystemExit('of PYTHONPATH')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/mine")
+    argv = [sys.executable, *specs.packaged("safe")["argv"][1:]]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.stderr == "of PYTHONPATH\n"
 
 
 def pixels(file: Path) -> tuple[int, list[tuple[int, ...]]]:
@@ -222,7 +258,7 @@ def test_install_with_other_limits(prefix: Path) -> None:
         [],
     )
     assert spec["interrupt_mode"] == "message"
-    assert spec["metadata"] == {"debugger": False, "nsmagic": {}}
+    assert spec["metadata"] == specs.packaged("safe")["metadata"]
     folder = prefix / "share/jupyter/kernels" / name
     assert folder.stat().st_mode & 0o055 == 0o055, "others cannot read it"
     assert (folder / "logo-32x32.png").read_bytes() == (DATA / SAFE / "logo-32x32.png").read_bytes()
@@ -547,7 +583,7 @@ def test_wrap(toy: Path, tmp_path: Path, prefix: Path, monkeypatch: pytest.Monke
         "sh",
         "message",
     )
-    assert spec["metadata"] == {"debugger": False, "nsmagic": {}}
+    assert spec["metadata"] == specs.packaged("safe")["metadata"]
     # Whatever else Jupyter would read there was for another start.
     assert set(spec) == {"argv", "display_name", "language", "interrupt_mode", "metadata"}
     folder = prefix / "share/jupyter/kernels/isolated-toy"
@@ -664,7 +700,7 @@ def test_ipykernels_own_is_there_without_a_folder(
             {"metadata": {"kernel_provisioner": "remote"}},
             "the kernel toy is started by the provisioner 'remote'",
         ),
-        ({"argv": ["python", "-m", "nsmagic.kernel", "-f", "{connection_file}"]}, "the kernel toy runs in a"),
+        ({"argv": ["python", "-m", "nsmagic.kernel", "{connection_file}"]}, "the kernel toy runs in a"),
         ({"metadata": {"nsmagic": {}}}, "the kernel toy runs in a container already"),
         ({"env": {"A-B": "1"}}, "{}/kernel.json: env: 'A-B=1' is not KEY=VALUE"),
         ({"env": ["A"]}, "the env of {}/kernel.json is not a table"),

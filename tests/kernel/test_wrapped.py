@@ -39,8 +39,8 @@ PARROT = textwrap.dedent(
         def do_execute(self, code, silent, store_history=True, user_expressions=None, allow_stdin=False):
             reply = {"status": "ok", "execution_count": self.execution_count, "user_expressions": {}}
             if code == "wait":
-                self.say("waiting")
                 try:
+                    self.say("waiting")
                     time.sleep(1000)
                 except KeyboardInterrupt:
                     self.say(", interrupted")
