@@ -18,11 +18,11 @@ ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export ORDINARY_VENV := /var/cache/nsmagic-test/$(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
 
 .DELETE_ON_ERROR:
-.PHONY: help run venv test test-sanitize lint format bench clean machine
+.PHONY: help run venv test test-sanitize test-docker test-elsewhere lint format bench clean machine
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run  ## build, install and open the quickstart in JupyterLab (ARGS=--no-browser: a server)
 	@exec $(PY) -I -m jupyterlab --ServerApp.root_dir='$(CURDIR)/notebooks' \
@@ -36,11 +36,17 @@ test: $(VENV)/.test  ## run every test, as root too when started by root (ARGS="
 test-sanitize: $(VENV)/.test  ## run the runtime's tests with the address and undefined-behaviour sanitizers
 	@tools/run_sanitized.sh $(VENV) $(ARGS)
 
+test-docker: $(WHEELS)/.built  ## run the tests of hosts in Docker containers of each kind; as root (ARGS="default user")
+	@tools/lane/docker.sh $(ARGS)
+
+test-elsewhere: $(VENV)/.made  ## build the wheel as macOS and Windows do, and import it
+	@tools/check_elsewhere.sh $(VENV)
+
 lint: $(VENV)/.lint  ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy -p nsmagic
-	$(VENV)/bin/mypy --strict tools/*.py
+	$(VENV)/bin/mypy --strict tools/*.py tools/lane/*.py
 
 format: $(VENV)/.lint  ## let ruff format the code and mend what it can
 	$(VENV)/bin/ruff check --fix .

@@ -7,7 +7,6 @@ them; here they are only made, told apart and closed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import struct
@@ -89,6 +88,8 @@ def make() -> tuple[Channels, list[int]]:
     Raises:
         OSError: there are no more descriptors; none is left open.
     """
+    import fcntl  # noqa: PLC0415 - not on every system, and this module must import everywhere
+
     made: list[int] = []
     try:
         control, their_control = (end.detach() for end in socket.socketpair())

@@ -267,8 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"nsmagic {__version__}\n")
         return 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    for name in ("SIGTERM", "SIGHUP"):
+        if number := getattr(signal, name, None):  # Windows has no SIGHUP
+            signal.signal(number, _end)
     try:
         command = commands.get(words[0])
         if command is None:

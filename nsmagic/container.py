@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import itertools
 import os
 import pickle
 import re
+import select
+import shutil
 import sys
 import threading
 import time
@@ -16,7 +19,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic import cgroups, channels, firewall, intake, processes, values
+from nsmagic import cgroups, channels, confinement, effort, firewall, intake, processes, values
 from nsmagic.errors import (
     HostError,
     LauncherError,
@@ -42,11 +45,19 @@ if TYPE_CHECKING:
     from nsmagic.firewall import Filtered
     from nsmagic.intake import ContainerOptions, JobOptions
     from nsmagic.job import Ending, Sink
+    from nsmagic.plan import Reach
     from nsmagic.spec import ContainerSpec, JobSpec
 
 _numbers = itertools.count(1)
 _END_SECONDS: Final = 1.0
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+_BUILD_SECONDS: Final = 60.0
+_REFUSALS: Final = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOSPC, errno.EINVAL)
+_CONTAINERS_STEPS: Final = ("clone", "userns", "cgroup", "uts", "net", "time", "mount", "sources")
+_BEST_EFFORT: Final = "Or accept what can be had without containers, by --best-effort."
+_SMALL_PROC: Final = (
+    "/proc holds a few files about the machine and no processes, since the host gives no fresh one ({})"
+)
 _KEPT_ENVIRONMENT: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 
 live: weakref.WeakValueDictionary[int, Container] = weakref.WeakValueDictionary()
@@ -98,6 +109,7 @@ class Container:
     Args:
         spec: what it should be, ready-made; else it is made from the options.
         keep: whether it takes more than one job.
+        reach: how much of it can be had here; found out where ``best_effort`` asks for it.
         given: options, by the names of ``nsmagic.run``: ``mem="256M"``, ``net="host"`` …
 
     Raises:
@@ -106,7 +118,12 @@ class Container:
     """
 
     def __init__(
-        self, spec: ContainerSpec | None = None, *, keep: bool = True, **given: Unpack[ContainerOptions]
+        self,
+        spec: ContainerSpec | None = None,
+        *,
+        keep: bool = True,
+        reach: Reach | None = None,
+        **given: Unpack[ContainerOptions],
     ) -> None:
         # Before anything that can fail: __del__ looks at these.
         self._channels: channels.Channels | None = None
@@ -119,7 +136,9 @@ class Container:
         self.keep = keep
         self.started = time.time()
         self._lock = threading.Lock()
-        self._plan = make_plan(self.spec, client.python_path())
+        if reach is None and self.spec.best_effort:
+            reach = effort.reach(self.spec)
+        self._plan = make_plan(self.spec, client.python_path(), reach)
         self._launcher: client.Launcher | None = None
         self._group: cgroups.Group | None = None
         self._report = Report()
@@ -155,6 +174,8 @@ class Container:
                     "channels", "pipe2()", error.errno or 0, f"no channels: {error.strerror}"
                 ) from error
             undo.callback(ours.close)
+            private = self._make_private()
+            undo.callback(shutil.rmtree, private, ignore_errors=True)
             with contextlib.ExitStack() as given:
                 for descriptor in theirs:
                     given.callback(os.close, descriptor)
@@ -174,6 +195,43 @@ class Container:
             undo.pop_all()
         self._channels, self._launcher, self._group = ours, launcher, group
         return self
+
+    def _make_private(self) -> str:
+        """The folder that confined code may write to; empty where it needs none."""
+        view = self._plan.view
+        if view is None:
+            return ""
+        try:
+            confinement.make_private(view.private, self._plan.identity)
+        except OSError as error:
+            where = os.path.dirname(view.private)  # noqa: PTH120 - as text
+            call, text = f'mkdir("{view.private}")', f"no private folder: {error.strerror}"
+            remedy = f"Set TMPDIR to a folder that you may write to; now it is {where}."
+            raise StartError("private", call, error.errno or 0, text, remedy) from error
+        return view.private
+
+    def wait_built(self) -> None:
+        """Wait until it is ready for its job.
+
+        Raises:
+            StartError: it could not be built.
+            LauncherError: the launcher died.
+        """
+        with self._lock:
+            if self._channels is None:
+                raise StoppedError("this container was not started")
+            waiting = select.poll()
+            for channel in (self._channels.control, self._channels.report):
+                waiting.register(channel.fileno(), select.POLLIN)
+            deadline = time.monotonic() + _BUILD_SECONDS
+            while not self._take_ready():
+                left = deadline - time.monotonic()
+                waiting.poll(max(0, int(left * 1000)))
+                self._report.take(self._channels.report)
+                if self._report.failed or left <= 0:
+                    raise self._start_error()
+                if self._report.exit or self._report.closed:
+                    raise self._lost()
 
     def become(self, wanted: Container) -> bool:
         """Make this blank the container that another one, which is not started, would be.
@@ -222,6 +280,8 @@ class Container:
         if self._launcher is None or not self._launcher.send(frames.Release(self.number)):
             # The launcher is gone; the lifeline ends init all the same, and its directories are ours.
             self._remove_group()
+            if self._plan.view is not None:
+                shutil.rmtree(self._plan.view.private, ignore_errors=True)
 
     def _close_channels(self) -> None:
         if self._channels is not None:
@@ -475,7 +535,7 @@ class Container:
         folder = os.path.dirname(sys.executable)  # noqa: PTH120 - as text
         environment = {
             "PATH": f"{folder}:{_PATH}",
-            "HOME": identity.home if "mount" in self.namespaces else os.environ.get("HOME", "/"),
+            "HOME": self._home(),
             "USER": identity.name,
             "LOGNAME": identity.name,
             "LANG": "C.UTF-8",
@@ -483,9 +543,16 @@ class Container:
             "TERM": "dumb",
             "PWD": self._plan.root.workdir,
         }
+        if self._plan.view is not None:
+            environment["TMPDIR"] = self._plan.view.private
         if job.kind in {"cell", "kernel"}:
             environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         return {**environment, **dict(job.env)}
+
+    def _home(self) -> str:
+        if self._plan.view is not None:
+            return self._plan.view.private
+        return self._plan.identity.home if "mount" in self.namespaces else os.environ.get("HOME", "/")
 
     def _watchdog(self) -> Callable[[], bool] | None:
         """Where no group limits memory: look at it now and then."""
@@ -585,6 +652,10 @@ class Container:
             limits["disk"] = f"tmpfs size = {self.spec.disk}"
         notes = list(plan.root.notes)
         for step in self._report.refused:
+            if step.call.startswith('fsmount("proc"'):
+                notes.append(_SMALL_PROC.format(step.failure))
+            if step.call.startswith("sethostname("):
+                notes.append(f"the host name is the surroundings' ({step.call}: {step.failure})")
             if "MOUNT_ATTR_IDMAP" in step.call:
                 path = step.call.split('"')[1]
                 notes.append(
@@ -595,11 +666,12 @@ class Container:
             namespaces=plan.namespaces,
             added=plan.added,
             limits=limits,
-            missing={each.what: each.reason for each in plan.choice.missing},
+            missing={**plan.missing, **{each.what: each.reason for each in plan.choice.missing}},
             network=self.spec.net,
             user=plan.identity.uid,
             host_user=plan.identity.host_uid,
             workdir=plan.root.workdir,
+            system_calls="deny-list" if plan.view is None else "deny-list, longer for want of namespaces",
             notes=tuple(notes),
         )
 
@@ -610,7 +682,10 @@ class Container:
         step = failed[-1]
         text = f"step {step.step!r}, {step.call}: {step.failure} (errno {step.errno})"
         journal = read_journal(self._report.lines)
-        return StartError(step.step, step.call, step.errno, text, remedy_for(step, journal), journal)
+        remedy = remedy_for(step, journal)
+        if step.errno in _REFUSALS and step.step in _CONTAINERS_STEPS and not self.spec.best_effort:
+            remedy = f"{remedy.rstrip('.')}. {_BEST_EFFORT}"
+        return StartError(step.step, step.call, step.errno, text, remedy, journal)
 
     def _lost(self) -> NsmagicError:
         """It ended before it took its job: the launcher died, or memory did not suffice to begin."""
@@ -643,6 +718,7 @@ def _sweep_once(pid: int) -> None:
     """Remove what owners left that were killed together with their launchers."""
     del pid
     cgroups.sweep()
+    confinement.sweep()
 
 
 def _since(now: float | None, before: float | None) -> float | None:

@@ -30,7 +30,7 @@ _ETC: Final = (
     "ld.so.conf.d", "localtime", "mime.types", "os-release", "pki", "protocols", "R", "services", "ssl",
     "terminfo", "timezone",
 )  # fmt: skip
-_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _PACKAGE_FOLDERS: Final = ("site-packages", "dist-packages")
 _OWN_FOLDERS: Final = ("/tmp", "/dev", "/dev/shm", "/proc", "/etc", "/run", "/var")  # noqa: S108 - the container's own
 _OURS: Final = str(Path(__file__).resolve().parent)
@@ -197,7 +197,8 @@ def _link(target: str, text: str) -> Entry:
 
 
 @cache
-def _programs() -> list[Entry]:
+def programs() -> list[Entry]:
+    """The host's folders of programs and libraries."""
     entries = []
     for path in _PROGRAMS:
         if Path(path).is_symlink():
@@ -208,7 +209,7 @@ def _programs() -> list[Entry]:
 
 
 @cache
-def _host_etc() -> list[Entry]:
+def host_etc() -> list[Entry]:
     """What of the host's /etc is shown; looked up once, so each may be gone by the time it is mounted."""
     return [
         _bind(os.path.realpath(f"/etc/{name}"), f"/etc/{name}", kinds.OPTIONAL)
@@ -218,7 +219,7 @@ def _host_etc() -> list[Entry]:
 
 
 def _etc(identity: Identity, spec: ContainerSpec) -> list[Entry]:
-    entries = list(_host_etc())
+    entries = list(host_etc())
     hostname = spec.hostname if "uts" in spec.namespaces else os.uname().nodename
     passwd = f"{identity.name}:x:{identity.uid}:{identity.gid}::{identity.home}:/bin/sh\n"
     passwd += "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n"
@@ -242,7 +243,7 @@ def _kernel(spec: ContainerSpec) -> list[Entry]:
         # A procfs shows the PID namespace of its maker; without one of our own it is the host's.
         entries.append(_bind("/proc"))
     # The devices' file names are the host's, their numbers too; a container makes none of its own.
-    entries += [_bind(f"/dev/{name}", flags=kinds.DEVICE) for name in _DEVICES]
+    entries += [_bind(f"/dev/{name}", flags=kinds.DEVICE) for name in DEVICES]
     entries += [
         Entry(kinds.PTS, b"/dev/pts"),
         _link("/dev/ptmx", "pts/ptmx"),
@@ -308,7 +309,7 @@ def build_root(spec: ContainerSpec, identity: Identity, python_path: tuple[str, 
 
     # Own folders come first, binds below them after: a working directory in /tmp would else be hidden.
     entries = [
-        *_programs(),
+        *programs(),
         *_etc(identity, spec),
         _private("/tmp", 0o1777),  # noqa: S108 - the container's own
         _link("/var/tmp", "/tmp"),  # noqa: S108 - likewise

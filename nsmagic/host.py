@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno as e
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -33,9 +34,14 @@ _DOCKER: Final = (
     "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
     "--security-opt systempaths=unconfined"
 )
+_PODMAN: Final = (
+    "podman run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--security-opt unmask=ALL"
+)
 _KUBERNETES: Final = (
     "In the pod's spec set hostUsers: false, and in the container's securityContext procMount: Unmasked with "
-    "seccompProfile and appArmorProfile of type Unconfined."
+    "seccompProfile and appArmorProfile of type Unconfined; the kubelet's feature gates "
+    "UserNamespacesSupport and ProcMountType must be on, as they are since Kubernetes 1.33."
 )
 _DELEGATE: Final = "in a unit that is handed over to it: systemd-run --user --scope -p Delegate=yes …"
 
@@ -81,23 +87,23 @@ def examine() -> tuple[Finding, ...]:
 
 def render_text(findings: Sequence[Finding]) -> str:
     """The findings as a table for a terminal, with what to do and what the options will use."""
-    from nsmagic import probes  # noqa: PLC0415 - likewise
+    from nsmagic import doctor  # noqa: PLC0415 - a remedy takes none of it
 
-    return probes.render_text(findings)
+    return doctor.render_text(findings)
 
 
 def render_html(findings: Sequence[Finding]) -> str:
     """The same for a notebook: inline styles only, every text escaped."""
-    from nsmagic import probes  # noqa: PLC0415 - likewise
+    from nsmagic import doctor  # noqa: PLC0415 - likewise
 
-    return probes.render_html(findings)
+    return doctor.render_html(findings)
 
 
 def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
     """The same as data: ``{"findings": [{feature, status, detail, remedy}], "uses": {"--mem": ...}}``."""
-    from nsmagic import probes  # noqa: PLC0415 - likewise
+    from nsmagic import doctor  # noqa: PLC0415 - likewise
 
-    return probes.to_json(findings)
+    return doctor.to_json(findings)
 
 
 def remedy_for(step: Step, before: Sequence[Step] = ()) -> str:
@@ -175,11 +181,10 @@ def _surroundings() -> str:
     """How to start the container around us so that it lets us make containers; empty where none is seen."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return _KUBERNETES
-    marked = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
+    docker, podman = Path("/.dockerenv").exists(), Path("/run/.containerenv").exists()
     # Virtual machines are made from such images too, mark and all; but they mount no /etc/hosts.
-    if marked and "/etc/hosts" in dict(_mounts()):
-        admin = " --cap-add SYS_ADMIN" if os.geteuid() == 0 else ""
-        return f"Start the surrounding container so: {_DOCKER}{admin} …"
+    if (docker or podman) and "/etc/hosts" in dict(_mounts()):
+        return f"Start the surrounding container so: {_DOCKER if docker else _PODMAN} …"
     return ""
 
 
@@ -189,10 +194,11 @@ def _refused(case: _Case) -> str:
         return ""
     may_mount, around = _may_mount(), _surroundings()
     if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" and not may_mount:
+        profile = Path(__file__).with_name("apparmor.profile")
         return (
-            "AppArmor takes the rights from user namespaces here: sudo sysctl -w "
-            "kernel.apparmor_restrict_unprivileged_userns=0, or load an AppArmor profile with the line "
-            "'userns,' for this Python."
+            "AppArmor takes the rights from user namespaces of programs that have no profile. Load ours for "
+            f"this Python: sed 's|PYTHON|{os.path.realpath(sys.executable)}|' {profile} | "
+            "sudo tee /etc/apparmor.d/nsmagic | sudo apparmor_parser --replace"
         )
     if around or (os.geteuid() == 0 and not may_mount):
         return around or "This process is root without CAP_SYS_ADMIN: give it that, or be an ordinary user."

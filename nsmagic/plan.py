@@ -9,21 +9,37 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from nsmagic import cgroups, filesystem
+from nsmagic import cgroups, confinement, filesystem
 from nsmagic.errors import HostError
 from nsmagic.filesystem import Identity
 from nsmagic.launcher import frames
 from nsmagic.native.kinds import CLONE_NEW
-from nsmagic.spec import NAMESPACES
+from nsmagic.spec import DEFAULT_HOSTNAME, NAMESPACES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nsmagic.cgroups import Choice
+    from nsmagic.confinement import View
     from nsmagic.filesystem import Root
     from nsmagic.spec import ContainerSpec
+
+
+class Reach(NamedTuple):
+    """How much of a container can be made here, found by making one; see ``effort``.
+
+    Attributes:
+        refused: namespaces that cannot be made and can be done without, and why.
+        confined: why no container can be made at all; empty where one can.
+    """
+
+    refused: Mapping[str, str]
+    confined: str = ""
+
 
 _HOST_UIDS: Final = 0x6E730000
 """Root's containers run under host uids from here on ("ns" in ASCII): within the range that systemd keeps
@@ -70,6 +86,8 @@ class Plan:
         identity: who the payload is.
         root: what it sees.
         choice: what enforces its limits.
+        missing: what else of it cannot be had here, and why; only under ``best_effort``.
+        view: where no namespace can be made, what the payload is kept from all the same.
     """
 
     spec: ContainerSpec
@@ -78,6 +96,8 @@ class Plan:
     identity: Identity
     root: Root
     choice: Choice
+    missing: Mapping[str, str] = field(default_factory=dict)
+    view: View | None = None
 
     def request(
         self,
@@ -115,15 +135,21 @@ class Plan:
             into_cgroup=into_cgroup,
             directories=list(directories),
             blank=blank,
+            hostname_wished=rest.hostname_wished,
+            confine=self.view.confine if self.view is not None else 0,
+            private=self.view.private if self.view is not None else "",
         )
 
     def finish(self, number: int) -> frames.Finish:
         """What a blank is told when it is taken: all of this plan that ``kind`` says nothing of."""
         wanted = {_core(): 0, **{kind: hard for kind, (_, hard) in self.choice.rlimits.items()}}
+        if self.view is not None:
+            wanted |= self.view.limits
         rlimits = {kind: _at_most(kind, value) for kind, value in wanted.items()}
         return frames.Finish(
             id=number,
             hostname=self.spec.hostname if "uts" in self.namespaces else None,
+            hostname_wished=self.spec.hostname == DEFAULT_HOSTNAME,
             workdir=os.fsencode(self.root.workdir),
             disk_bytes=self.spec.disk,
             disk_inodes=self.root.disk_inodes,
@@ -153,6 +179,12 @@ def _at_most(kind: int, value: int) -> int:
 
     own = resource.getrlimit(kind)[1]
     return value if own == resource.RLIM_INFINITY else min(value, own)
+
+
+def _nproc() -> int:
+    import resource  # noqa: PLC0415 - not on every system, and this module must import everywhere
+
+    return resource.RLIMIT_NPROC
 
 
 @cache
@@ -201,27 +233,66 @@ def identity_for(spec: ContainerSpec, *, userns: bool) -> Identity:
     return Identity(spec.user, spec.user, uid, gid, as_root=False)
 
 
-def make_plan(spec: ContainerSpec, python_path: tuple[str, ...]) -> Plan:
+def make_plan(spec: ContainerSpec, python_path: tuple[str, ...], reach: Reach | None = None) -> Plan:
     """What has to be done here for this spec.
+
+    Args:
+        spec: what was asked for.
+        python_path: the owner's ``sys.path``.
+        reach: how much of it can be had here, if not all.
 
     Raises:
         HostError: this host cannot enforce it (and not ``best_effort``).
         SpecError: the spec is at odds with itself.
     """
     require_linux()
+    if reach is not None and reach.confined:
+        return _confined_plan(spec, python_path, reach.confined)
+    if reach is not None:
+        spec = replace(spec, namespaces=spec.namespaces - set(reach.refused))
     wanted = set(spec.namespaces)
     added: tuple[str, ...] = ()
     # Each namespace but the user namespace takes CAP_SYS_ADMIN, and making a user namespace gives it.
     if wanted and "user" not in wanted and os.geteuid() != 0:
         wanted.add("user")
         added = ("user",)
+    limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
+    try:
+        choice = cgroups.choose(limits, userns="user" in wanted, best_effort=spec.best_effort)
+    except HostError:
+        if not wanted or "user" in wanted:
+            raise
+        # Root without a group of its own: in a user namespace RLIMIT_NPROC is a limit all the same.
+        choice = cgroups.choose(limits, userns=True, best_effort=False)
+        wanted.add("user")
+        added = ("user",)
     namespaces = tuple(name for name in NAMESPACES if name in wanted)
     identity = identity_for(spec, userns="user" in wanted)
-    limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
-    choice = cgroups.choose(limits, userns="user" in wanted, best_effort=spec.best_effort)
     root = filesystem.build_root(spec, identity, python_path)
     if wanted and "pid" not in wanted and not identity.as_root:
         root.notes.append("without a PID namespace the code can send signals to all of your processes")
     if wanted and "mount" not in wanted and not identity.as_root:
         root.notes.append("without a mount namespace the code can read and write all of your files")
-    return Plan(spec, namespaces, added, identity, root, choice)
+    missing = {f"{name} namespace": why for name, why in reach.refused.items()} if reach is not None else {}
+    return Plan(spec, namespaces, added, identity, root, choice, missing)
+
+
+def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: str) -> Plan:
+    """The weakest there is: no namespace at all, and what ``confinement`` can do."""
+    identity = identity_for(spec, userns=False)
+    limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
+    choice = cgroups.choose(limits, userns=False, best_effort=True)
+    view = confinement.confine(spec, identity, python_path, refused)
+    root = filesystem.Root(view.entries, workdir=view.workdir, notes=view.notes)
+    if any(each.what == "pids" for each in choice.missing):
+        bound = confinement.blunt_pids(spec.pids, identity.host_uid)
+        choice = replace(
+            choice,
+            rlimits={**choice.rlimits, _nproc(): (bound, bound)},
+            missing=tuple(each for each in choice.missing if each.what != "pids"),
+        )
+        view.missing["pids"] = (
+            f"RLIMIT_NPROC = {bound} bounds all that uid {identity.host_uid} runs, not it alone"
+        )
+    choice = replace(choice, enforced={**choice.enforced, **view.enforced})
+    return Plan(spec, (), (), identity, root, choice, view.missing, view)

@@ -8,8 +8,9 @@ This module must not know why a step fails; ``host.remedy_for`` does, and its wo
 
 from __future__ import annotations
 
-import html
+import errno
 import os
+import re
 import socket
 import tempfile
 import textwrap
@@ -17,27 +18,29 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic import cgroups, intake, options
+from nsmagic import cgroups, confinement, intake, options
 from nsmagic.cgroups.rlimits import host_has_swap
 from nsmagic.container import Container
 from nsmagic.errors import HostError, LauncherError, StartError
-from nsmagic.host import Finding
+from nsmagic.filesystem import DEVICES
+from nsmagic.host import Finding, remedy_for
 from nsmagic.launcher import client
 from nsmagic.plan import require_linux
 from nsmagic.spec import NAMESPACES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from nsmagic.result import Result
+    from nsmagic.result import Result, Step
 
+_IDMAP: Final = (
+    "Root's containers run under another uid: use a file system with idmapped mounts, such as ext4 or xfs "
+    "(an image's own layers have none), chown the folder, or do not be root (docker run --user 1000)."
+)
+_ROUNDABOUT: Final = {"clone3": "clone", "pivot_root": "a moved mount and chroot"}
 _SECONDS: Final = 5.0
 _OUTPUT: Final = "64K:drop"
 _TEXT: Final = 300
-_WIDTH: Final = 110
-_MARKS: Final = {"works": "✓", "weaker": "~", "missing": "✗"}
-_COLOURS: Final = {"works": "#2e7d32", "weaker": "#b26a00", "missing": "#c62828"}
-_USES: Final = ("--mem", "--cpus", "--pids", "--net none", "--disk")
 _KERNEL_NAMES: Final = {"mount": "mnt"}
 
 
@@ -69,12 +72,13 @@ def _trials() -> list[tuple[str, Callable[[], str]]]:
     root = [("root's folders", _idmapped)] if os.geteuid() == 0 else []
     return [
         *each, ("all namespaces", lambda: _namespaces("all")),
+        ("clone3, pivot_root", _ways), ("fresh /proc", _fresh_proc), ("devices", _devices),
         ("working directory", _workdir), ("copy-on-write", _copy_on_write),
         ("replaced folders", _replaced_folder), ("private /tmp", _private_tmp), *root,
         ("system-call filter", _filter), ("no capabilities", _capabilities),
         ("--mem", _mem), ("--swap", _swap), ("--cpus", _cpus), ("--pids", _pids), ("--disk", _disk),
-        ("--net none", lambda: _net("none")), ("--net host", lambda: _net("host")),
-        ("accounting", _accounting),
+        ("--hostname", _hostname), ("--net none", lambda: _net("none")), ("--net host", lambda: _net("host")),
+        ("accounting", _accounting), ("Landlock", _landlock), ("--best-effort", _best_effort),
     ]  # fmt: skip
 
 
@@ -87,12 +91,17 @@ def _tried(feature: str, trial: Callable[[], str]) -> Finding:
     except HostError as error:
         return Finding(feature, "missing", f"{error.feature} is not enforced: {error.reason}", error.remedy)
     except StartError as error:
-        answer = f"{error.call}: {os.strerror(error.errno)}" if error.call else str(error)
+        answer = f"{_short(error.call)}: {os.strerror(error.errno)}" if error.call else str(error)
         return Finding(feature, "missing", answer, error.remedy)
     except LauncherError as error:
         return Finding(feature, "missing", str(error), "Mend what it printed, and try again.")
     except Exception as error:  # noqa: BLE001 - a doctor that falls ill helps nobody
         return Finding(feature, "missing", f"{type(error).__name__}: {str(error)[:_TEXT]}")
+
+
+def _short(call: str) -> str:
+    """A call with the first of its flags only, where they are many."""
+    return re.sub(r"(\w+\|\w+)\|[\w|]+", r"\1|…", call)
 
 
 def _run(code: str, **given: Any) -> Result:
@@ -135,12 +144,76 @@ def _namespaces(wanted: str) -> str:
     files = [_KERNEL_NAMES.get(name, name) for name in names]
     code = f"import os\nfor name in {files!r}:\n    print(os.readlink('/proc/self/ns/' + name))"
     result = _run(code, ns=wanted, workdir="/")
+    if wanted == "all" and _small_proc(result) is not None:
+        return _namespaces_by_effect()
     inside = result.stdout.split()
     outside = [os.readlink(f"/proc/self/ns/{name}") for name in files]  # noqa: PTH115 - no path, a name
     if len(inside) != len(outside) or set(inside) & set(outside):
         raise _WeakerError(f"inside is {' '.join(inside)[:_TEXT]}, outside {' '.join(outside)}")
     added = ", with the user namespace that it needs" if result.isolation.added else ""
     return f"all {len(inside)} are its own" if wanted == "all" else f"{inside[0]}{added}"
+
+
+def _namespaces_by_effect() -> str:
+    """Where a container has no /proc/self/ns to compare: what it sees of itself."""
+    code = "import os, socket\nprint(os.getpid(), *dict(socket.if_nameindex()).values())"
+    words = _words(code, ns="all", workdir="/")
+    if words != ["2", "lo"]:
+        raise _WeakerError(f"its process id and interfaces are {' '.join(words)[:_TEXT]}")
+    return "process id and interfaces are its own; it has no /proc to compare the others in"
+
+
+def _hostname() -> str:
+    words = _words("import os\nprint(os.uname().nodename)", hostname="nsmagic-doctor", workdir="/")
+    if words != ["nsmagic-doctor"]:
+        raise _WeakerError(f"inside it is {' '.join(words)[:_TEXT]}")
+    return "a name of its own"
+
+
+# ---- How it is built ------------------------------------------------------------------------------------
+
+
+def _ways() -> str:
+    """Which calls were refused that have another way round; the journal tells."""
+    found = []
+    for step in _run("pass", workdir="/").journal:
+        call = step.call.partition("(")[0]
+        if step.errno and call in _ROUNDABOUT:
+            found.append(f"{_ROUNDABOUT[call]} for {call} ({step.failure})")
+    return "; ".join(found) or "both are allowed"
+
+
+def _small_proc(result: Result) -> Step | None:
+    """The refusal of a fresh procfs, if there was one."""
+    refused = (step for step in result.journal if step.errno and step.call.startswith('fsmount("proc"'))
+    return next(refused, None)
+
+
+def _fresh_proc() -> str:
+    result = _run("import os\nprint(os.path.exists('/proc/self/status'))", workdir="/")
+    refused = _small_proc(result)
+    if refused is not None:
+        what = "a few files about the machine and no processes"
+        raise _WeakerError(f"{what}: {refused.call}: {refused.failure}", remedy_for(refused))
+    if result.stdout.strip() != "True":
+        raise _WeakerError(f"it does not show the container's own processes: {result.describe()[:_TEXT]}")
+    return "its own processes and no others"
+
+
+def _devices() -> str:
+    code = f"""
+        for name in {DEVICES!r}:
+            try:
+                open("/dev/" + name, "rb").close()
+            except OSError as error:
+                if error.errno != 6:  # ENXIO: /dev/tty without a terminal
+                    print(name, error.strerror, sep=": ", end="; ")
+        """
+    lacking = _run(code, workdir="/").stdout.strip("; \n")
+    if lacking:
+        remedy = "Start what surrounds this process with a /dev that has them."
+        raise _WeakerError(lacking[:_TEXT], remedy)
+    return "/dev/null, zero, full, random, urandom, tty, and terminals of its own"
 
 
 # ---- Files ----------------------------------------------------------------------------------------------
@@ -162,7 +235,8 @@ def _copy_on_write() -> str:
         file.write_text("before")
         result = _run("open('kept', 'w').write('after')\nprint(open('kept').read())", workdir=folder)
         if not result.ok:
-            raise _WeakerError(f"a file cannot be changed inside: {result.describe()[:_TEXT]}")
+            why = f"a file cannot be changed inside: {result.describe()[:_TEXT]}"
+            raise _WeakerError(why, _IDMAP if _unmapped(result) else "")
         listed = any(str(change.path).endswith("/kept") for change in result.changes)
         if file.read_text() != "before" or result.stdout.strip() != "after" or not listed:
             raise _WeakerError("a file changed inside is not listed as such, or has changed on the host too")
@@ -183,7 +257,8 @@ def _replaced_folder() -> str:
         result = _run(code, workdir=folder)
         if result.stdout.strip() != "0":
             why = "what it held shows again" if result.ok else result.describe()[:_TEXT]
-            raise _WeakerError(f"a folder deleted and made again: {why}", "Use Linux 6.6 or newer.")
+            remedy = _IDMAP if _unmapped(result) else "Use Linux 6.6 or newer."
+            raise _WeakerError(f"a folder deleted and made again: {why}", remedy)
     return "a folder deleted and made again inside is empty"
 
 
@@ -200,14 +275,18 @@ def _private_tmp() -> str:
     return "/tmp and /dev/shm are its own"  # noqa: S108 - a sentence
 
 
+def _unmapped(result: Result) -> bool:
+    """Whether root's own files could not be shown as the payload's."""
+    return any(step.errno and "MOUNT_ATTR_IDMAP" in step.call for step in result.journal)
+
+
 def _idmapped() -> str:
     """Root's own files as the payload's, on a file system that can do that; see mount_setattr(2)."""
     with tempfile.TemporaryDirectory(prefix="nsmagic-doctor-") as folder:
         result = _run(f"open({folder + '/new'!r}, 'x').close()", bind=f"{folder}:rw", workdir="/")
         notes = [note for note in result.isolation.notes if folder in note]
         if notes or not result.ok:
-            remedy = "Use a file system with idmapped mounts, such as ext4 or xfs, or chown the folder."
-            raise _WeakerError((*notes, result.describe())[0][:_TEXT], remedy)
+            raise _WeakerError((*notes, result.describe())[0][:_TEXT], _IDMAP)
         if Path(folder, "new").stat().st_uid != os.geteuid():
             raise _WeakerError("a file made in a writable bind does not belong to the folder's owner")
     return "files of a folder's owner are the container user's (idmapped mounts)"
@@ -229,10 +308,18 @@ def _filter() -> str:
 
 
 def _capabilities() -> str:
-    code = "print(*[line.split()[1] for line in open('/proc/self/status') if line[:3] in ('Cap', 'NoN')])"
+    """Ask the kernel itself, not /proc, which may be a small one; see capget(2) and prctl(2)."""
+    code = """
+        import ctypes
+        library = ctypes.CDLL(None)
+        header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        library.capget(header, sets)
+        bounding = sum(library.prctl(23, number, 0, 0, 0) > 0 for number in range(64))
+        print(sum(sets), bounding, library.prctl(39, 0, 0, 0, 0))
+        """
     words = _words(code, workdir="/")
-    if {*words[:-1]} != {"0" * 16} or words[-1] != "1":
-        raise _WeakerError(f"the sets are {' '.join(words)[:_TEXT]}")
+    if words != ["0", "0", "1"]:
+        raise _WeakerError(f"sets, bounding set and no_new_privs are {' '.join(words)[:_TEXT]}, not 0 0 1")
     return "every set is empty, and no_new_privs is on"
 
 
@@ -340,55 +427,30 @@ def _net(kind: str) -> str:
     return f"{means}: {'only its own' if kind == 'none' else 'its'} 127.0.0.1 answers"
 
 
-# ---- How it looks ---------------------------------------------------------------------------------------
+# ---- Without a container ----------------------------------------------------------------------------------
 
 
-def uses(findings: Sequence[Finding]) -> dict[str, str]:
-    """What the options that limit will use here, by option."""
-    rows = {finding.feature: finding for finding in findings}
-    found = dict.fromkeys((option.split()[0] for option in _USES), "nothing: it cannot be enforced here")
-    for option in _USES:
-        if option in rows and rows[option].status != "missing":
-            found[option.split()[0]] = rows[option].detail.partition(":")[0]
-    return found
+def _landlock() -> str:
+    abi = confinement.landlock_abi()
+    newer = "Use Linux 6.12 or newer; only --best-effort uses it."
+    if abi <= 0:
+        switched_off = abi == -errno.EOPNOTSUPP
+        remedy = "Add landlock to the kernel's lsm= parameter; only --best-effort uses it."
+        raise HostError("Landlock", os.strerror(-abi), remedy if switched_off else newer)
+    if abi < confinement.NETWORK_ABI:
+        raise _WeakerError(f"ABI {abi}: files, but neither TCP nor signals", newer)
+    if abi < confinement.SCOPE_ABI:
+        raise _WeakerError(f"ABI {abi}: files and TCP, but not signals", newer)
+    return f"ABI {abi}: files, TCP, signals and abstract sockets"
 
 
-def _remedies(findings: Sequence[Finding]) -> dict[str, list[str]]:
-    """The features by remedy: one cause has often many rows."""
-    grouped: dict[str, list[str]] = {}
-    for finding in findings:
-        if finding.remedy:
-            grouped.setdefault(finding.remedy, []).append(finding.feature)
-    return grouped
-
-
-def render_text(findings: Sequence[Finding]) -> str:
-    """A table for a terminal, what to do below it, and what the options will use."""
-    column = max((len(finding.feature) for finding in findings), default=0)
-    lines = []
-    for row in findings:
-        head = f"{_MARKS[row.status]} {row.feature:<{column}}  {row.status:<7}  "
-        lines += textwrap.wrap(head + " ".join(row.detail.split()), _WIDTH, subsequent_indent=" " * len(head))
-    for remedy, features in _remedies(findings).items():
-        lines += ["", f"To mend {', '.join(features)}:", textwrap.indent(remedy, "    ")]
-    return "\n".join([*lines, "", *(f"{option} uses {what}" for option, what in uses(findings).items())])
-
-
-def render_html(findings: Sequence[Finding]) -> str:
-    """The same as a table for a notebook: inline styles only, every text escaped."""
-    cell = "text-align:left;vertical-align:top;padding:2px 12px 2px 0"
-    rows = "".join(
-        f'<tr><td style="{cell};color:{_COLOURS[row.status]}">{_MARKS[row.status]}&nbsp;{row.status}</td>'
-        f'<td style="{cell};white-space:nowrap">{html.escape(row.feature)}</td>'
-        f'<td style="{cell}">{html.escape(row.detail)}</td></tr>'
-        for row in findings
-    )
-    remedies = [f"To mend {', '.join(features)}: {text}" for text, features in _remedies(findings).items()]
-    used = [f"{option} uses {what}" for option, what in uses(findings).items()]
-    below = "".join(f'<div style="margin:4px 0">{html.escape(line)}</div>' for line in (*remedies, *used))
-    return f'<div><table style="border-collapse:collapse"><tbody>{rows}</tbody></table>{below}</div>'
-
-
-def to_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The same as data: ``{"findings": [...], "uses": {"--mem": ...}}``."""
-    return {"findings": [finding._asdict() for finding in findings], "uses": uses(findings)}
+def _best_effort() -> str:
+    """What is left of a container where not all of it can be had."""
+    result = _run("print('ran')", workdir="/", best_effort=True)
+    if result.stdout.strip() != "ran":
+        raise _WeakerError(f"a run ended with: {result.describe()[:_TEXT]}")
+    lost = result.isolation.missing
+    if result.isolation.namespaces:
+        return "a container" + (f" without {', '.join(lost)}" if lost else ", of which nothing is missing")
+    held = "; ".join(f"{what}: {how}" for what, how in result.isolation.limits.items())
+    raise _WeakerError(f"no container; {held}; not enforced: {', '.join(lost)}")

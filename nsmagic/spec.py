@@ -20,6 +20,7 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
+DEFAULT_HOSTNAME: Final = "container"
 DEFAULT_PIDS: Final = 256
 DEFAULT_DISK: Final = GIB
 DEFAULT_OUTPUT_LIMIT: Final = 16 * MIB
@@ -268,7 +269,7 @@ class ContainerSpec:
     disk: int = DEFAULT_DISK
     binds: tuple[Bind, ...] = ()
     workdir: str = ""
-    hostname: str = "container"
+    hostname: str = DEFAULT_HOSTNAME
     user: int | None = None
     best_effort: bool = False
     sockets: str = ""

@@ -60,6 +60,9 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
 
     Attributes:
         directories: cgroup directories to remove, in this order, when the container is gone.
+        confine: ``enum nsm_confinement`` in nsmagic.h.
+        hostname_wished: nobody asked for just this name, so it can be done without.
+        private: a folder to remove with all that is in it, when the container is gone; or empty.
         blank: wait for the rest of the plan, which comes with ``Finish``: what is not known now is empty.
     """  # noqa: D205
 
@@ -78,6 +81,9 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     joins: int
     into_cgroup: bool
     directories: list[str]
+    confine: int = 0
+    hostname_wished: bool = False
+    private: str = ""
     blank: bool = False
 
 
@@ -86,6 +92,7 @@ class Finish(msgspec.Struct, frozen=True, tag="finish"):
 
     id: int
     hostname: str | None
+    hostname_wished: bool
     workdir: bytes
     disk_bytes: int
     disk_inodes: int

@@ -20,6 +20,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -51,9 +52,10 @@ class _Child:
     Args:
         pid: its init's; -1 where it could not be made: then only its directories are left to remove.
         directories: its own cgroup directories, in the order in which they can be removed.
+        private: its folder on the host, removed with all that is in it; or empty.
     """
 
-    def __init__(self, pid: int, directories: Sequence[str]) -> None:
+    def __init__(self, pid: int, directories: Sequence[str], private: str = "") -> None:
         self.pid = pid
         self.ended = pid < 0
         self.pidfd = -1
@@ -65,6 +67,8 @@ class _Child:
                 os.waitpid(pid, 0)
                 self.ended = True
         self.directories = list(directories)
+        self._private = private
+        self._remover: subprocess.Popen[bytes] | None = None
         self.released = False
         self.tries = 0
         self.blank: _Blank | None = None
@@ -86,8 +90,22 @@ class _Child:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
 
+    @property
+    def pids(self) -> set[int]:
+        """Our own processes that have to do with it: init, and what removes its files."""
+        return {self.pid, *([self._remover.pid] if self._remover else [])}
+
+    def _remove_private(self) -> bool:
+        """Remove its folder in a process of its own: hostile hands may have made it deep and wide."""
+        if self._private:
+            self._remover = subprocess.Popen(["rm", "-rf", "--", self._private], stderr=subprocess.DEVNULL)
+            self._private = ""
+        return self._remover is None or self._remover.poll() is not None
+
     def remove(self) -> bool:
-        """Remove the cgroup directories; True when they are gone or cannot be removed."""
+        """Remove the cgroup directories and its folder; True when they are gone or cannot be removed."""
+        if not self._remove_private():
+            return False
         self.tries += 1
         for directory in list(self.directories):
             try:
@@ -182,7 +200,8 @@ class Launcher:
         )
         self._bases |= bases
         self._strays = self._strays or not request.namespaces & CLONE_NEW["pid"]
-        child = _Child(pid, [directory for directory in request.directories if directory not in bases])
+        own = [directory for directory in request.directories if directory not in bases]
+        child = _Child(pid, own, request.private)
         self._children[request.id] = child
         if not child.ended:
             self._poll.register(child.pidfd, select.POLLIN)
@@ -245,6 +264,7 @@ class Launcher:
                 "uid": made.uid, "gid": made.gid,
                 "host_uid": made.host_uid, "host_gid": made.host_gid,
                 "hostname": ffi.NULL if rest.hostname is None else places[-1],
+                "hostname_wished": rest.hostname_wished, "confine": made.confine,
                 "workdir": places[-2] if rest.workdir else ffi.NULL,
                 "disk_bytes": rest.disk_bytes, "disk_inodes": rest.disk_inodes,
                 "entry_count": len(rest.entries),
@@ -300,7 +320,7 @@ class Launcher:
 
         Each that ends may send us its own children, so this goes on until none is left; two seconds at most.
         """
-        known = {child.pid for child in self._children.values()}
+        known = {pid for child in self._children.values() for pid in child.pids}
         deadline = time.monotonic() + _STRAY_SECONDS
         while time.monotonic() < deadline:
             with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:  # noqa: PTH123 - hot

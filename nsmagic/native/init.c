@@ -163,7 +163,7 @@ void nsm_init(const struct nsm_plan *plan, pid_t payload, struct nsm_journal *jo
     }
     /* Nobody in here may look into init by way of /proc; so that comes before init is no more than they are. */
     if (NSM_TRY(journal, prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl(PR_SET_DUMPABLE, 0)") < 0 ||
-        nsm_caps_drop(plan, journal) < 0 || nsm_seccomp(journal) < 0) {
+        nsm_caps_drop(plan, journal) < 0 || nsm_seccomp(plan, journal) < 0) {
         nsm_report(REPORT, NSM_REPORT_FAILED, journal);
         _exit(1);
     }

@@ -1,4 +1,6 @@
-"""The kinds and flags of a root's entries, as nsmagic.h numbers them; a test holds the two together.
+"""The kinds and flags of a root's entries, and what is closed where there are no namespaces.
+
+They are numbered as in nsmagic.h; a test holds the two together.
 
 They stand here in Python so that the owner's side can be imported where the runtime cannot.
 """
@@ -17,6 +19,12 @@ PTS: Final = 8
 WRITABLE: Final = 1
 DEVICE: Final = 2
 OPTIONAL: Final = 4
+
+CONFINE_FILES: Final = 1
+CONFINE_OTHERS: Final = 2
+CONFINE_NETWORK: Final = 4
+CONFINE_METADATA: Final = 8
+CONFINE_TRUNCATE: Final = 16
 
 CLONE_NEW: Final = {
     "time": 0x00000080,

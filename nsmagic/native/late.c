@@ -208,6 +208,7 @@ int nsm_late_wait(struct nsm_plan *plan, struct nsm_entry **entries, struct nsm_
     struct rest rest;
     memcpy(&rest, packet, sizeof rest);
     plan->hostname = at(packet, rest.plan.hostname);
+    plan->hostname_wished = rest.plan.hostname_wished;
     plan->workdir = at(packet, rest.plan.workdir);
     plan->disk_bytes = rest.plan.disk_bytes;
     plan->disk_inodes = rest.plan.disk_inodes;

@@ -300,6 +300,38 @@ static int attach_cow(const struct nsm_plan *plan, int root, const struct nsm_en
 }
 
 /*
+ * Where parts of the host's /proc are covered (Docker does that), the kernel gives no fresh one in a user
+ * namespace: it would show what is covered.  The host's own shows every process there, so instead a folder is
+ * made with some files of it that tell of the machine and of no process.  The owner reads the refusal
+ * in the journal and says so in the result.
+ */
+static int attach_small_proc(int root, const char *target, struct nsm_journal *journal)
+{
+    static const char *const safe[] = {"cpuinfo", "filesystems", "loadavg", "meminfo", "stat", "uptime", "version"};
+    int place = (int)NSM_TRY(journal, open_target(root, target, true), "mkdir(\"%s\")", target);
+    if (place < 0)
+        return -1;
+    close(place);
+    for (size_t i = 0; i < sizeof safe / sizeof *safe; i++) {
+        char source[64], path[128];
+        snprintf(source, sizeof source, "/proc/%s", safe[i]);
+        snprintf(path, sizeof path, "%s/%s", target, safe[i]);
+        int tree = sys_open_tree(AT_FDCWD, source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+        if (tree < 0)
+            continue; /* the host's /proc lacks it, or there is none: programs must cope with that too */
+        struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
+                                                    MOUNT_ATTR_NOEXEC};
+        int result = (int)NSM_TRY(journal, sys_mount_setattr(tree, AT_EMPTY_PATH, &attributes),
+                                  "mount_setattr(\"%s\", MOUNT_ATTR_RDONLY)", source);
+        if (result == 0)
+            result = attach(root, tree, path, journal);
+        if (close_keeping_errno(tree, result) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/*
  * A fresh procfs, with the parts that are the machine's and not the processes' read-only: most of them are
  * root's anyhow, but some below sys/ belong to whoever owns the namespace.
  */
@@ -307,7 +339,7 @@ static int attach_proc(int root, const char *target, struct nsm_journal *journal
 {
     static const char *const read_only[] = {"sys", "irq", "bus", "fs", "sysrq-trigger"};
     if (attach_new(root, "proc", NULL, 0, target, journal) < 0)
-        return -1;
+        return errno == EPERM || errno == EACCES ? attach_small_proc(root, target, journal) : -1;
     for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++) {
         char path[128];
         snprintf(path, sizeof path, "%s/%s", target, read_only[i]);
@@ -417,6 +449,18 @@ static int put(const struct nsm_plan *plan, int root, const struct nsm_entry *en
 
 /* ---- 4. The change of roots ------------------------------------------------ */
 
+/* "/", and ".." above it, are the new root and nothing else; else we stop here, with EXDEV. */
+static int stands_at_root(int root, struct nsm_journal *journal)
+{
+    struct stat wanted, top, above;
+    bool well = fstat(root, &wanted) == 0 && stat("/", &top) == 0 && stat("/..", &above) == 0 &&
+                top.st_dev == wanted.st_dev && top.st_ino == wanted.st_ino && above.st_dev == wanted.st_dev &&
+                above.st_ino == wanted.st_ino;
+    nsm_begin(journal);
+    errno = EXDEV;
+    return (int)nsm_end(journal, well ? 0 : -1, "stat(\"/\", \"/..\"): the new root");
+}
+
 static int change_root(int root, struct nsm_journal *journal)
 {
     if (NSM_TRY(journal, fchdir(root), "fchdir(new root)") < 0)
@@ -427,12 +471,19 @@ static int change_root(int root, struct nsm_journal *journal)
      */
     if (NSM_TRY(journal, syscall(SYS_pivot_root, ".", "."), "pivot_root(\".\", \".\")") == 0)
         return (int)NSM_TRY(journal, umount2(".", MNT_DETACH), "umount2(old root, MNT_DETACH)");
-    /* EINVAL: the host's root is a ramfs, which cannot be pivoted.  EPERM: a filter around us denies it. */
-    if (errno != EINVAL && errno != EPERM)
+    /* EINVAL: the host's root is a ramfs, which cannot be pivoted.  EPERM, ENOSYS: a filter around us denies it. */
+    if (errno != EINVAL && errno != EPERM && errno != ENOSYS)
         return -1;
+    /*
+     * The way of an initramfs: move the new root on top of the old one.  The old one stays mounted, but covered:
+     * whoever walks up by ".." from here ends at the old root's own "/", and what is mounted there is us; so not
+     * even CAP_SYS_CHROOT leads out, and uncovering takes umount2 with CAP_SYS_ADMIN.
+     */
     if (NSM_TRY(journal, mount(".", "/", NULL, MS_MOVE, NULL), "mount(\".\", \"/\", MS_MOVE)") < 0)
         return -1;
-    return (int)NSM_TRY(journal, chroot("."), "chroot(\".\")");
+    if (NSM_TRY(journal, chroot("."), "chroot(\".\")") < 0)
+        return -1;
+    return stands_at_root(root, journal);
 }
 
 /* The owner gets a descriptor of the scratch: through it the changes can be read, even after our end. */

@@ -44,7 +44,10 @@
 #define SYS_MOUNT_SETATTR 442
 #define SYS_QUOTACTL_FD 443
 #define SYS_FCHMODAT2 452
+#define SYS_SETXATTRAT 463
+#define SYS_REMOVEXATTRAT 466
 #define SYS_OPEN_TREE_ATTR 467
+#define SYS_FILE_SETATTR 469
 
 #define DENY(call, why) {SYS_##call, EPERM, #call, why}
 
@@ -126,6 +129,52 @@ static const struct nsm_denied denied[] = {
     DENY(get_kernel_syms, "obsolete"),
     DENY(query_module, "obsolete"),
     DENY(nfsservctl, "obsolete"),
+#endif
+};
+
+/* What a namespace would keep apart, where there is none (NSM_CONFINE_OTHERS). */
+static const struct nsm_denied others[] = {
+    DENY(shmget, "shares memory with the user's other processes"),
+    DENY(shmat, "shares memory with the user's other processes"),
+    DENY(shmctl, "shares memory with the user's other processes"),
+    DENY(semget, "shares semaphores with the user's other processes"),
+    DENY(semop, "shares semaphores with the user's other processes"),
+    DENY(semtimedop, "shares semaphores with the user's other processes"),
+    DENY(semctl, "shares semaphores with the user's other processes"),
+    DENY(msgget, "shares queues with the user's other processes"),
+    DENY(msgsnd, "shares queues with the user's other processes"),
+    DENY(msgrcv, "shares queues with the user's other processes"),
+    DENY(msgctl, "shares queues with the user's other processes"),
+    DENY(mq_open, "shares queues with the user's other processes"),
+    DENY(mq_unlink, "shares queues with the user's other processes"),
+    DENY(setpriority, "slows the user's other processes"),
+    DENY(ioprio_set, "slows the user's other processes"),
+};
+
+/* What Landlock has no names for, where files belong to the payload's own uid (NSM_CONFINE_METADATA). */
+static const struct nsm_denied metadata[] = {
+    DENY(fchmod, "changes a file's mode"),
+    DENY(fchmodat, "changes a file's mode"),
+    {SYS_FCHMODAT2, EPERM, "fchmodat2", "changes a file's mode"},
+    DENY(fchown, "changes a file's owner"),
+    DENY(fchownat, "changes a file's owner"),
+    DENY(utimensat, "changes a file's times"),
+    DENY(setxattr, "changes a file's attributes"),
+    DENY(lsetxattr, "changes a file's attributes"),
+    DENY(fsetxattr, "changes a file's attributes"),
+    DENY(removexattr, "changes a file's attributes"),
+    DENY(lremovexattr, "changes a file's attributes"),
+    DENY(fremovexattr, "changes a file's attributes"),
+    {SYS_SETXATTRAT, EPERM, "setxattrat", "changes a file's attributes"},
+    {SYS_REMOVEXATTRAT, EPERM, "removexattrat", "changes a file's attributes"},
+    {SYS_FILE_SETATTR, EPERM, "file_setattr", "changes a file's attributes"},
+#if defined(__x86_64__)
+    DENY(chmod, "changes a file's mode"),
+    DENY(chown, "changes a file's owner"),
+    DENY(lchown, "changes a file's owner"),
+    DENY(utime, "changes a file's times"),
+    DENY(utimes, "changes a file's times"),
+    DENY(futimesat, "changes a file's times"),
 #endif
 };
 
@@ -269,15 +318,98 @@ static void realtime_scheduling(struct program *program)
     add(program, FAIL_WITH(EPERM));
 }
 
-static void build(struct program *program)
+/* ---- Where there are no namespaces ------------------------------------------------ */
+
+/* A call about a process: only about the caller itself, which these calls name 0. */
+static void only_oneself(struct program *program, unsigned number)
+{
+    add(program, IF_EQUAL(number, 4));
+    add(program, LOAD_ARGUMENT(0));
+    add(program, IF_EQUAL(0, 1));
+    add(program, RETURN(SECCOMP_RET_ALLOW));
+    add(program, FAIL_WITH(EPERM));
+}
+
+/* kill(-1) is "everybody that I may"; a Landlock of ABI 6 narrows it, an older one does not. */
+static void signals_to_all(struct program *program)
+{
+    add(program, IF_EQUAL(SYS_kill, 4));
+    add(program, LOAD_ARGUMENT(0));
+    add(program, IF_EQUAL(0xffffffffU, 1));
+    add(program, FAIL_WITH(EPERM));
+    add(program, RETURN(SECCOMP_RET_ALLOW));
+}
+
+/*
+ * Without a network namespace no socket at all may be made: one of AF_UNIX leads to whatever daemon of the
+ * user's listens on a path.  A connected pair leads nowhere; but a pair of datagrams can be sent elsewhere.
+ */
+static void only_pairs(struct program *program)
+{
+    add(program, IF_EQUAL(SYS_socket, 1));
+    add(program, FAIL_WITH(EPERM));
+    add(program, IF_EQUAL(SYS_socketpair, 8));
+    add(program, LOAD_ARGUMENT(0));
+    add(program, IF_EQUAL(AF_UNIX, 5));
+    add(program, LOAD_ARGUMENT(1));
+    add(program, (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xfU)); /* without SOCK_CLOEXEC and so on */
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SOCK_STREAM, 1, 0));
+    add(program, IF_EQUAL(SOCK_SEQPACKET, 1));
+    add(program, RETURN(SECCOMP_RET_ALLOW));
+    add(program, FAIL_WITH(EPERM));
+}
+
+/* A Landlock before ABI 3 lets a file be emptied that may not be written to. */
+static void truncation(struct program *program)
+{
+    add(program, IF_EQUAL(SYS_truncate, 1));
+    add(program, FAIL_WITH(EPERM));
+    const struct {
+        unsigned number, flags;
+    } opens[] = {
+        {SYS_openat, 2},
+#if defined(__x86_64__)
+        {SYS_open, 1},
+#endif
+    };
+    for (size_t i = 0; i < sizeof opens / sizeof *opens; i++) {
+        add(program, IF_EQUAL(opens[i].number, 5));
+        add(program, LOAD_ARGUMENT(opens[i].flags));
+        add(program, (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, O_TRUNC | O_ACCMODE));
+        add(program, IF_EQUAL(O_TRUNC | O_RDONLY, 1));
+        add(program, FAIL_WITH(EPERM));
+        add(program, LOAD(nr)); /* later rules look at the mode of what is made */
+    }
+}
+
+static void deny(struct program *program, const struct nsm_denied *table, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        add(program, IF_EQUAL((unsigned)table[i].number, 1));
+        add(program, FAIL_WITH((unsigned)table[i].error));
+    }
+}
+
+static void build(struct program *program, unsigned confine)
 {
     program->length = 0;
     foreign_architectures(program);
-    for (size_t i = 0; i < sizeof denied / sizeof *denied; i++) {
-        add(program, IF_EQUAL((unsigned)denied[i].number, 1));
-        add(program, FAIL_WITH((unsigned)denied[i].error));
-    }
+    deny(program, denied, sizeof denied / sizeof *denied);
+    if (confine & NSM_CONFINE_OTHERS)
+        deny(program, others, sizeof others / sizeof *others);
+    if (confine & NSM_CONFINE_METADATA)
+        deny(program, metadata, sizeof metadata / sizeof *metadata);
     /* Each of these ends the program if the call is its own, so that the number is still loaded for the next. */
+    if (confine & NSM_CONFINE_OTHERS) {
+        only_oneself(program, SYS_prlimit64);
+        only_oneself(program, SYS_sched_setaffinity);
+        only_oneself(program, SYS_sched_setparam);
+        signals_to_all(program);
+    }
+    if (confine & NSM_CONFINE_NETWORK)
+        only_pairs(program);
+    if (confine & NSM_CONFINE_TRUNCATE)
+        truncation(program);
     clone_flags(program);
     terminal_ioctls(program);
     socket_families(program, SYS_socket);
@@ -290,17 +422,17 @@ static void build(struct program *program)
 size_t nsm_seccomp_program(uint64_t *instructions, size_t room)
 {
     struct program program;
-    build(&program);
+    build(&program, 0);
     for (size_t i = 0; i < program.length && i < room; i++)
         memcpy(&instructions[i], &program.instructions[i], sizeof *instructions);
     return program.length;
 }
 
-int nsm_seccomp(struct nsm_journal *journal)
+int nsm_seccomp(const struct nsm_plan *plan, struct nsm_journal *journal)
 {
     nsm_step(journal, "seccomp");
     struct program program;
-    build(&program);
+    build(&program, plan->confine);
     struct sock_fprog filter = {.len = program.length, .filter = program.instructions};
     return (int)NSM_TRY(journal, prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0),
                         "prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, %d instructions)", program.length);

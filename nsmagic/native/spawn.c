@@ -144,7 +144,9 @@ static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journa
     sigemptyset(&none);
     if (NSM_TRY(journal, sigprocmask(SIG_SETMASK, &none, NULL), "sigprocmask(none)") < 0)
         return -1;
-    return nsm_seccomp(journal);
+    if (nsm_landlock(plan, journal) < 0)
+        return -1;
+    return nsm_seccomp(plan, journal);
 }
 
 /* Init prefers to be spared by the out-of-memory killer; raising one's own score needs no right. */

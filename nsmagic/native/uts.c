@@ -7,6 +7,7 @@
  */
 #include "nsmagic.h"
 
+#include <errno.h>
 #include <sched.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,6 +17,9 @@ int nsm_uts(const struct nsm_plan *plan, struct nsm_journal *journal)
     if (!(plan->namespaces & CLONE_NEWUTS) || !plan->hostname)
         return 0;
     nsm_step(journal, "uts");
-    return (int)NSM_TRY(journal, sethostname(plan->hostname, strlen(plan->hostname)),
-                        "sethostname(name=\"%s\")", plan->hostname);
+    if (NSM_TRY(journal, sethostname(plan->hostname, strlen(plan->hostname)), "sethostname(name=\"%s\")",
+                plan->hostname) == 0)
+        return 0;
+    /* Podman's filter denies the call, though a name of our own would touch nobody's.  The owner reads this line. */
+    return plan->hostname_wished && errno == EPERM ? 0 : -1;
 }

@@ -13,6 +13,7 @@ import pytest
 import nsmagic
 from nsmagic import StartError
 from nsmagic.native import _runtime, kinds  # type: ignore[attr-defined]  # built, not written
+from nsmagic.plan import Reach
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -30,6 +31,11 @@ def test_kinds_and_flags_are_those_of_the_header() -> None:
         "WRITABLE",
         "DEVICE",
         "OPTIONAL",
+        "CONFINE_FILES",
+        "CONFINE_OTHERS",
+        "CONFINE_NETWORK",
+        "CONFINE_METADATA",
+        "CONFINE_TRUNCATE",
     ]
     for name in names:
         assert getattr(kinds, name) == getattr(_runtime.lib, f"NSM_{name}"), name
@@ -67,6 +73,19 @@ def test_the_order_of_the_last_steps() -> None:
     # Init writes its own steps beside; the payload's begin with its session, and nothing of it follows the filter.
     payload = list(dict.fromkeys(steps[steps.index("session") :]))
     assert payload[: payload.index("seccomp")] == ["session", "limits", "capabilities", "payload"]
+
+
+def test_the_order_of_the_last_steps_without_namespaces() -> None:
+    """Landlock takes no_new_privs, and opens files; so it comes between the two."""
+    if _runtime.lib.nsm_landlock_abi() <= 0:
+        pytest.skip("host: no Landlock")
+    container = nsmagic.Container(best_effort=True, keep=False, reach=Reach({}, "a test says so"))
+    journal = container.start().run("pass").check().journal
+    steps = [step.step for step in journal]
+    payload = [step for step in dict.fromkeys(steps[steps.index("session") :]) if step != "identity"]
+    assert payload == ["session", "limits", "capabilities", "payload", "landlock", "seccomp"]
+    assert [step.call for step in journal if step.step == "landlock"][-1] == "landlock_restrict_self()"
+    assert not {"userns", "mount", "net", "uts"} & set(steps)
 
 
 def test_without_a_namespace_its_steps_are_not_there() -> None:
