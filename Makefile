@@ -18,7 +18,7 @@ ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export ORDINARY_VENV := /var/cache/nsmagic-test/$(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
 
 .DELETE_ON_ERROR:
-.PHONY: help run venv test test-sanitize lint format bench clean machine
+.PHONY: help run venv test test-sanitize test-hosts lint format bench clean machine
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -36,11 +36,14 @@ test: $(VENV)/.test  ## run every test, as root too when started by root (ARGS="
 test-sanitize: $(VENV)/.test  ## run the runtime's tests with the address and undefined-behaviour sanitizers
 	@tools/run_sanitized.sh $(VENV) $(ARGS)
 
+test-hosts: $(VENV)/.nsmagic  ## run the tests that depend on the host in small machines of every kind (ARGS=--core: three)
+	@tools/lane/hosts.py --python $(PY) --wheels $(WHEELS) $(ARGS)
+
 lint: $(VENV)/.lint  ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy -p nsmagic
-	$(VENV)/bin/mypy --strict tools/*.py
+	$(VENV)/bin/mypy --strict tools/*.py tools/lane/*.py
 
 format: $(VENV)/.lint  ## let ruff format the code and mend what it can
 	$(VENV)/bin/ruff check --fix .
