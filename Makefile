@@ -18,7 +18,7 @@ ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export ORDINARY_VENV := /var/cache/nsmagic-test/$(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
 
 .DELETE_ON_ERROR:
-.PHONY: help run venv test test-sanitize test-docker test-elsewhere lint format bench clean machine
+.PHONY: help run venv test test-sanitize test-hosts test-docker test-elsewhere lint format bench clean machine
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -35,6 +35,9 @@ test: $(VENV)/.test  ## run every test, as root too when started by root (ARGS="
 
 test-sanitize: $(VENV)/.test  ## run the runtime's tests with the address and undefined-behaviour sanitizers
 	@tools/run_sanitized.sh $(VENV) $(ARGS)
+
+test-hosts: $(VENV)/.nsmagic  ## run the tests that depend on the host in small machines of every kind (ARGS=--core: three)
+	@tools/lane/hosts.py --python $(PY) --wheels $(WHEELS) $(ARGS)
 
 test-docker: $(WHEELS)/.built  ## run the tests of hosts in Docker containers of each kind; as root (ARGS="default user")
 	@tools/lane/docker.sh $(ARGS)
@@ -96,5 +99,5 @@ $(VENV)/.test: $(VENV)/.nsmagic
 # mypy reads the sources, so the checks need what nsmagic imports but not nsmagic itself built.
 $(VENV)/.lint: pyproject.toml $(VENV)/.made
 	@echo "Installing the checkers …"
-	@$(PIP) install --group lint msgspec nh3
+	@$(PIP) install --group lint jeepney msgspec nh3
 	@touch $@

@@ -14,6 +14,8 @@ from nsmagic import cgroups
 from nsmagic.cgroups import Limits
 
 ROOT = str(pathlib.Path(cgroups.__file__).parents[2])
+pytestmark = pytest.mark.hosts
+
 NOBODY = 65534
 
 
@@ -23,7 +25,7 @@ def as_ordinary_user(code: str) -> str:
     setup = f"""
 import os, resource
 from nsmagic import cgroups
-from nsmagic.cgroups import Limits, rlimits, v1, v2
+from nsmagic.cgroups import Limits, bus, rlimits, systemd, v1, v2
 os.setgroups([])
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
