@@ -123,7 +123,7 @@ def test_a_launcher_may_have_been_ready_for_long_when_somebody_asks() -> None:
 
 
 def test_when_the_owner_ends_by_itself_all_is_gone(until: Callable[..., bool]) -> None:
-    before = "threading.Timer(0.5, lambda: (container.stop(), None)).start()"
+    before = "began = Sink.stream\nSink.stream = lambda *words: (began(*words), threading.Timer(0.3, container.stop).start())"
     with owner(before=before) as (process, launcher, pids, directories):
         assert process.wait(10) == 0
         assert all_end([launcher, *pids], 1)
