@@ -53,7 +53,8 @@ class Channels:
         self._order(_SIGNAL, number)
 
     def _order(self, kind: int, value: int) -> None:
-        with contextlib.suppress(OSError):
+        # Under the lock, for another thread may close it, and its number may then be another descriptor's.
+        with self._lock, contextlib.suppress(OSError):
             os.write(self.lifeline, _ORDER.pack(kind, value))
 
     def close_stdin(self) -> None:
@@ -111,7 +112,8 @@ def make() -> tuple[Channels, list[int]]:
         # A larger pipe saves wake-ups; the kernel may refuse it to a user who has many (EPERM).
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, _F_SETPIPE_SZ, PIPE_BYTES)
-    for descriptor in (control, report, stdin, stdout, stderr):
+    # The lifeline too: an init that reads no orders must not hold up its owner.
+    for descriptor in (control, report, lifeline, stdin, stdout, stderr):
         os.set_blocking(descriptor, False)
     ours = Channels(
         socket.socket(fileno=control), socket.socket(fileno=report), lifeline, stdin, stdout, stderr

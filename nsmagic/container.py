@@ -403,7 +403,7 @@ class Container:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             return os.open(self._plan.root.sockets, flags, dir_fd=self._report.scratch)
-        except FileNotFoundError:  # the scratch is there before what lies in it
+        except OSError:  # the scratch is there before what lies in it, and the payload may close its folder
             return None
 
     def written(self) -> Written:

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from nsmagic.container import Container
 from nsmagic.errors import NsmagicError
@@ -125,7 +125,6 @@ class InnerKernel:
         self.worked = False
         self.broken = ""
         self.forged = 0
-        self.info: dict[str, Any] = {}
         self.log = _Log()
         self.peers: dict[InnerChannel, Peer] = {}
         self._broken_since = 0.0
@@ -280,11 +279,7 @@ class InnerKernel:
             self._heard = True
         if not self._probe or message.parent_id != self._probe:
             return True
-        if message.header.msg_type == "kernel_info_reply":
-            self._answered = True
-            with contextlib.suppress(wire.WireError):
-                content = wire.loads(message.parts[3])
-                self.info = content if isinstance(content, dict) else {}
+        self._answered = self._answered or message.header.msg_type == "kernel_info_reply"
         return False
 
     def _break(self, why: str, *, at_once: bool) -> None:
@@ -340,9 +335,13 @@ def make_container(settings: Settings) -> Container:
         return Container(replace(spec, sockets=SOCKETS), keep=False).start()
     # Without a mount namespace it has no file system of its own: the sockets lie in a folder of the host.
     folder = tempfile.mkdtemp(prefix="nsmagic-")
-    container = Container(replace(spec, sockets=folder), keep=False)
-    os.chown(folder, container.host_uid, -1)
-    return container.start()
+    try:
+        container = Container(replace(spec, sockets=folder), keep=False)
+        os.chown(folder, container.host_uid, -1)
+        return container.start()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _connect(folder: int, name: str) -> socket.socket | None:
