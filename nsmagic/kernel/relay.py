@@ -7,6 +7,7 @@ that was sent; output counts against its cell's limit.  What is left of it the f
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic.firewall.messages import MessageFilter
@@ -81,6 +82,7 @@ class Relay:
         """Publish a state once; whoever was said to be idle is not busy again."""
         if not getattr(request, state) and not request.idle:
             setattr(request, state, True)
+            request.idled = time.monotonic()
             self._front.publish("status", {"execution_state": state}, parent=request.header)
 
     def finish(self, request: Request, content: dict[str, Any]) -> None:
