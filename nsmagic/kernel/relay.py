@@ -96,6 +96,9 @@ class Relay:
     def fail(self, request: Request, ename: str, evalue: str) -> None:
         """Show an error under a cell, and answer it."""
         self.status(request, "busy")
+        if request.forwarded is not None and not request.echoed:
+            # It ran, and its kernel died before it could say under which number.
+            self.execution_count += 1
         self.echo(request)
         self._front.publish("error", refusal.failure(ename, evalue), parent=request.header)
         self.finish(request, refusal.reply(request.kind, ename, evalue, execution_count=self.execution_count))
