@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser"), pytest.mark.timeout(300)]
 
 SECONDS = 60
+ATTEMPTS = 6
 FINISHED = re.compile(r"\[\d+\]")
 IDLE = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator[data-status=idle]"
 
@@ -47,9 +49,21 @@ class NewNotebook:
         self.panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         self.idle()
         self.panel.get_by_role("button", name=kernel).first.wait_for()
+        self.begin()
 
     def idle(self) -> None:
         self.page.locator(IDLE).wait_for()
+
+    def begin(self) -> None:
+        """Run cells until one of them has run: JupyterLab drops what it is given while it still connects."""
+        from playwright.sync_api import TimeoutError as Timeout
+
+        for _ in range(ATTEMPTS):
+            prompt = self.start("pass").locator(".jp-InputPrompt")
+            with contextlib.suppress(Timeout):
+                prompt.filter(has_text=FINISHED).wait_for(timeout=SECONDS * 1000 / ATTEMPTS)
+                return
+        raise AssertionError("no cell runs")
 
     def start(self, code: str) -> Locator:
         """Write the code into the last cell and have it run; another empty one comes behind it."""
