@@ -27,12 +27,26 @@ settings.load_profile("nsmagic")
 AT_LEAST = {"cgroup_v1": "cgroup v1", "cgroup_v2": "cgroup v2"}
 
 
+def _no_limits() -> str:
+    """Why the limits that a kernel has by default cannot be enforced here; empty where they can."""
+    from nsmagic import cgroups
+    from nsmagic.kernel import specs
+
+    limits = cgroups.Limits(mem=specs.DEFAULTS["mem"], pids=specs.DEFAULTS["pids"])
+    lacking = [each.missing(limits) for each in cgroups.mechanisms()]
+    return (
+        "" if not all(lacking) else "; ".join(f"{each.what}: {each.reason}" for each in min(lacking, key=len))
+    )
+
+
 def lacks(marker: str) -> str:
     """Why a test with this marker cannot run here; empty where it can."""
     if marker == "root" and os.geteuid() != 0:
         return "host: not root"
     if marker == "ordinary_user" and os.geteuid() == 0:
         return "host: runs as root"
+    if marker == "limits" and (reason := _no_limits()):
+        return f"host: no cgroup that limits memory and processes: {reason}"
     if marker in AT_LEAST:
         from nsmagic import cgroups
 
@@ -71,6 +85,12 @@ def poll_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
             return False
         select.poll().poll(5)
     return True
+
+
+@pytest.fixture(scope="session")
+def limits_lack() -> str:
+    """Why the limits that a kernel has by default cannot be enforced here; empty where they can."""
+    return lacks("limits")
 
 
 @pytest.fixture(scope="session")

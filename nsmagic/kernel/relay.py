@@ -7,6 +7,7 @@ that was sent; output counts against its cell's limit.  What is left of it the f
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic.firewall.messages import MessageFilter
@@ -81,6 +82,7 @@ class Relay:
         """Publish a state once; whoever was said to be idle is not busy again."""
         if not getattr(request, state) and not request.idle:
             setattr(request, state, True)
+            request.idled = time.monotonic()
             self._front.publish("status", {"execution_state": state}, parent=request.header)
 
     def finish(self, request: Request, content: dict[str, Any]) -> None:
@@ -94,6 +96,9 @@ class Relay:
     def fail(self, request: Request, ename: str, evalue: str) -> None:
         """Show an error under a cell, and answer it."""
         self.status(request, "busy")
+        if request.forwarded is not None and not request.echoed:
+            # It ran, and its kernel died before it could say under which number.
+            self.execution_count += 1
         self.echo(request)
         self._front.publish("error", refusal.failure(ename, evalue), parent=request.header)
         self.finish(request, refusal.reply(request.kind, ename, evalue, execution_count=self.execution_count))

@@ -25,6 +25,9 @@ _KEPT: Final = 1000
 _KEPT_BYTES: Final = 16 << 20
 """Bytes of their code and headers."""
 
+_IDLE_SECONDS: Final = 1.0
+"""After its reply, until a cell that nobody heard the end of counts as one that has ended."""
+
 
 @dataclass(eq=False)
 class Request:
@@ -48,6 +51,7 @@ class Request:
         replied: whether it was answered.
         busy: whether that was published.
         idle: likewise.
+        idled: when; ``time.monotonic()``.
         echoed: whether its code was published.
         over: whether it was said that its output limit is reached.
         failed: whether an error was shown beyond that limit.
@@ -72,6 +76,7 @@ class Request:
     replied: bool = False
     busy: bool = False
     idle: bool = False
+    idled: float = 0.0
     echoed: bool = False
     over: bool = False
     failed: bool = False
@@ -112,6 +117,7 @@ class Requests:
     last_cell: Request | None = None
     _weight: int = 0
     _free: dict[str | None, float] = field(default_factory=dict)
+    _ended: dict[str | None, Request] = field(default_factory=dict)
 
     def add(self, request: Request) -> None:
         """A new one."""
@@ -153,6 +159,8 @@ class Requests:
         self.note(request)
         if request.executes:
             self._free[request.subshell] = time.monotonic()
+            if request.forwarded is not None:
+                self._ended[request.subshell] = request
 
     def running(self) -> list[Request]:
         """The cells that run: in each shell the first that was sent on and has no answer."""
@@ -171,5 +179,15 @@ class Requests:
         return (request for request in list(self.open.values()) if request.forwarded is None)
 
     def shells_are_free(self) -> bool:
-        """Whether no cell is on its way through the inner kernel."""
-        return not any(request.executes and request.forwarded is not None for request in self.open.values())
+        """Whether no cell is on its way through the inner kernel, and nothing of the last ones is either.
+
+        A cell's reply and what it published come by different sockets, and so in any order.
+        """
+        if any(request.executes and request.forwarded is not None for request in self.open.values()):
+            return False
+        late = time.monotonic() - _IDLE_SECONDS
+        return all(last.idle or self._free[shell] < late for shell, last in self._ended.items())
+
+    def without_reply(self) -> list[Request]:
+        """Those that the inner kernel has done with, by what it published, and has not answered."""
+        return [request for request in self.open.values() if request.forwarded is not None and request.idle]

@@ -51,6 +51,7 @@ _WATCH_MS: Final = 25
 _STANDBY_SECONDS: Final = 0.3
 _SHUTDOWN_SECONDS: Final = 1.0
 _INTERRUPT_SECONDS: Final = 2.0
+_REPLY_SECONDS: Final = 2.0
 _MOST_FAILURES: Final = 3
 _MOST_QUEUED: Final = 10_000
 _DRAIN_SECONDS: Final = 0.5
@@ -186,7 +187,8 @@ class Supervisor:
             return _CONNECT_MS if soon else _WATCH_MS
         if self._ending is not None or (inner is not None and inner.broken):
             return _WATCH_MS
-        watched = self.settings.cell_timeout is not None and self._requests.running()
+        watched = self.settings.cell_timeout is not None and bool(self._requests.running())
+        watched = watched or bool(self._queues["shell"] or self._requests.without_reply())
         if watched or (inner is not None and self._standby is None and not self._failures):
             return _WATCH_MS
         return None
@@ -522,6 +524,11 @@ class Supervisor:
         now = time.monotonic()
         if self._standby is None and now - inner.started > _STANDBY_SECONDS and not self._failures:
             self._build_standby()
+        for request in self._requests.without_reply():
+            if now - request.idled > _REPLY_SECONDS:
+                # An interrupt that hits ipykernel between a request's arrival and its code leaves it so.
+                text = "the kernel ended this request without an answer: it was interrupted before it began"
+                self._relay.finish(request, refusal.reply(request.kind, "KeyboardInterrupt", text))
         limit = self.settings.cell_timeout
         if limit is None:
             return

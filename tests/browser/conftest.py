@@ -56,9 +56,15 @@ def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lab(
-    lab_folder: Path, tmp_path_factory: pytest.TempPathFactory, until: Callable[..., bool]
+    lab_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    until: Callable[..., bool],
+    limits_lack: str,
 ) -> Iterator[tuple[str, str]]:
-    """A JupyterLab that knows nothing of the user's settings: its address and its token."""
+    """A JupyterLab that knows nothing of the user's settings: its address and its token.
+
+    Where the kernel's limits cannot be enforced, "Isolated Python" is one without them.
+    """
     pytest.importorskip("jupyterlab", reason="host: no JupyterLab")
     home, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex()
     for name, values in SETTINGS.items():
@@ -69,10 +75,17 @@ def lab(
         "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
         "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",
     }  # fmt: skip
+    if limits_lack:
+        from nsmagic.kernel import specs
+
+        spec = specs.Spec(output="safe", display_name="Isolated Python", words=("--best-effort",))
+        where = specs.Place(home / "share" / "jupyter" / "kernels", user=False, prefix=str(home))
+        specs.install(spec, "isolated-python", where, replace=True)
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--port=0", f"--ServerApp.root_dir={lab_folder}",
         f"--IdentityProvider.token={token}", *(["--allow-root"] if os.geteuid() == 0 else []),
     ]  # fmt: skip
+    folders["JUPYTER_PATH"] = "share/jupyter"  # which goes before what is installed
     environment = {**os.environ, **{name: str(home / folder) for name, folder in folders.items()}}
     log = home / "log"
     with log.open("wb") as file:

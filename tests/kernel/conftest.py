@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nsmagic import cgroups
-from nsmagic.cgroups import Limits
 from nsmagic.kernel import specs
 
 if TYPE_CHECKING:
@@ -31,20 +29,6 @@ SECONDS = 60.0
 SAFE, WIDGETS = "isolated-python", "isolated-python-widgets"
 OUTPUTS = {SAFE: "safe", WIDGETS: "widgets"}
 FOLDERS = ("config", "data", "runtime", "ipython")
-
-
-def limits_lack() -> str:
-    """Why the limits of the packaged kernels cannot be enforced here; empty where they can."""
-    limits = Limits(mem=specs.DEFAULTS["mem"], pids=specs.DEFAULTS["pids"])
-    lacking = [each.missing(limits) for each in cgroups.mechanisms()]
-    return (
-        "" if any(not missing for missing in lacking) else "host: no cgroup that limits memory and processes"
-    )
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("limits") and (reason := limits_lack()):
-        pytest.skip(reason)
 
 
 @dataclass
@@ -254,7 +238,7 @@ def jupyter_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def spec_name(jupyter_home: Path) -> Callable[..., str]:
+def spec_name(jupyter_home: Path, limits_lack: str) -> Callable[..., str]:
     """Give a function that finds the kernel to test with: the packaged one, or one like it with more options.
 
     Args of the function: ``name`` of the packaged spec, the words that are added to its argv; ``limits`` says
@@ -262,7 +246,7 @@ def spec_name(jupyter_home: Path) -> Callable[..., str]:
     """
 
     def find(name: str = SAFE, *words: str, limits: bool = False) -> str:
-        if not limits and limits_lack():
+        if not limits and limits_lack:
             words = (*words, "--best-effort")
         if not words:
             return name
@@ -315,11 +299,11 @@ def start(spec_name: Callable[..., str], tmp_path: Path) -> Iterator[Callable[..
 
 
 @pytest.fixture
-def start_wrapped(jupyter_home: Path, tmp_path: Path) -> Iterator[Callable[[], Kernel]]:
+def start_wrapped(jupyter_home: Path, tmp_path: Path, limits_lack: str) -> Iterator[Callable[[], Kernel]]:
     """Give a function that starts ipykernel's own kernel spec, wrapped."""
     from nsmagic.kernel import wrapping
 
-    words = ("--best-effort",) if limits_lack() else ()
+    words = ("--best-effort",) if limits_lack else ()
     made = wrapping.wrap("python3", output="safe", words=words)
     where = specs.Place(jupyter_home / "data" / "kernels", user=True, prefix=None)
     specs.install(made.spec, "isolated-python3", where, replace=True)

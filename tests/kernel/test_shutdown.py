@@ -72,7 +72,20 @@ def test_c_code_and_programs_are_interrupted(safe: Any) -> None:
 def test_an_interrupt_of_an_idle_kernel_does_nothing(safe: Any) -> None:
     safe.run("kept = 1")
     assert safe.ask("control", "interrupt_request")["status"] == "ok"
-    safe.interrupt()
+    # The signal is on its way; a cell that it meets is interrupted, and answered.
+    while safe.run("pass").reply["status"] != "ok":
+        pass
+    assert safe.run("print(kept)").text == "1\n"
+
+
+def test_a_cell_is_answered_whenever_it_is_interrupted(safe: Any) -> None:
+    """Also where the signal comes between the request's arrival and its code."""
+    safe.run("kept = 1")
+    for number in range(40):
+        safe.interrupt()
+        assert safe.run(f"{number}").reply["status"] in {"ok", "error"}
+    while safe.run("pass").reply["status"] != "ok":
+        pass
     assert safe.run("print(kept)").text == "1\n"
 
 
