@@ -843,3 +843,19 @@ def test_text_is_cleaned_under_both_policies() -> None:
         assert content_of(policy, "input_request", {"prompt": LINK})["prompt"] == clean_stream(
             LINK, cursor_up=False
         )
+
+
+@pytest.mark.parametrize("crowd", ["\x1b[", "\x07", "\x9b", "é\x1b]8;;", "\x1b[31m"])
+def test_a_crowd_of_controls_is_taken_out_as_a_whole(crowd: str) -> None:
+    content = {"name": "stdout", "text": crowd * 300_000 + "end"}
+    out = MessageFilter("safe").outgoing("iopub", "stream", "cell", content, {})
+    assert out is not None
+    assert out.content["text"].endswith("end")
+    assert not re.search("[\x00-\x07\x0e-\x1f\x7f-\x9f]", out.content["text"])
+
+
+def test_coloured_output_is_no_crowd() -> None:
+    content = {"name": "stdout", "text": "\x1b[31mred\x1b[0m\n" * 50_000}
+    out = MessageFilter("safe").outgoing("iopub", "stream", "cell", content, {})
+    assert out is not None
+    assert out.content["text"] == content["text"]
