@@ -114,8 +114,8 @@ def without_crowds(text: str) -> str:
 
     To look at each one by one would take seconds, while others wait for their messages.
     """
-    # As bytes, since only those are searched at about the speed of memory; in UTF-8 no byte of a control character
-    # is ever a part of another one.
+    # As bytes, since only those are searched at about the speed of memory; in UTF-8 no byte of a control
+    # character is ever a part of another one.
     data = text.encode("utf-8", "surrogatepass")
     plain = data.translate(None, _CONTROL_BYTES)
     if data.count(_C1_LEAD) > _MAX_CONTROLS:
