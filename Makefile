@@ -96,5 +96,5 @@ $(VENV)/.test: $(VENV)/.nsmagic
 # mypy reads the sources, so the checks need what nsmagic imports but not nsmagic itself built.
 $(VENV)/.lint: pyproject.toml $(VENV)/.made
 	@echo "Installing the checkers …"
-	@$(PIP) install --group lint msgspec nh3
+	@$(PIP) install --group lint jeepney msgspec nh3
 	@touch $@

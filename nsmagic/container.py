@@ -164,6 +164,12 @@ class Container:
         launcher = client.start()
         _sweep_once(os.getpid())
         remove_orphaned()
+        try:
+            self._plan.choice.mechanism.admit(launcher.pid)
+        except HostError:
+            if launcher.alive():
+                raise
+            raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}") from None
         with contextlib.ExitStack() as undo:
             group = self._plan.choice.create()
             undo.callback(group.remove)

@@ -428,6 +428,7 @@ def test_limits_in_force_are_said() -> None:
 
 
 def test_a_container_is_below_the_group_of_its_owner(keep: Any) -> None:
+    """Or, in a scope of its own, bounded as its owner is: nobody leaves a limit that their owner lives under."""
     own = cgroups.own_groups()
     kept = keep()
     kept.run("pass").check()
@@ -435,5 +436,21 @@ def test_a_container_is_below_the_group_of_its_owner(keep: Any) -> None:
     groups = {line.split(":")[1]: line.split(":", 2)[2] for line in lines}
     for names, path in groups.items():
         for name in names.split(","):
-            if name in own:
+            if name in own and cgroups.mechanisms()[0].name == "systemd scope":
+                top = own[name].directory.removesuffix(own[name].path)
+                for file in ("memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max"):
+                    assert allowed(top, path, file) <= allowed(top, own[name].path, file), file
+            elif name in own:
                 assert f"{path}/".startswith(f"{own[name].path.rstrip('/')}/"), (name, path)
+
+
+def allowed(top: str, path: str, file: str) -> float:
+    """The tightest limit on a cgroup v2 group, of its own or of one above it."""
+    tightest = float("inf")
+    while path.strip("/"):
+        place = Path(f"{top}{path}/{file}")
+        words = place.read_text().split() if place.exists() else ["max"]
+        if words[0] != "max":
+            tightest = min(tightest, int(words[0]) / int([*words, "1"][1]))
+        path = path.rpartition("/")[0]
+    return tightest

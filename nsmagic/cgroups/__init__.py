@@ -2,11 +2,11 @@
 
 A host process asks ``choose`` for the strongest mechanism that can enforce its limits here, lets it
 create one group a container, hands the group's descriptors to the launcher, reads ``usage`` and
-removes the group at the end. Each mechanism is one module: ``v2``, ``v1``, ``rlimits``; a further one
-(a systemd scope of one's own) needs only a ``find`` like theirs and a line in ``_found``.
+removes the group at the end. Each mechanism is one module: ``v2``, ``systemd``, ``v1``, ``rlimits``.
 
-Promises: a container's group lies below the group that this process lives in, so nobody leaves
-the limit of their owner; each limit written is read back; what cannot be enforced is named.
+Promises: nobody leaves the limits of their owner, because a container's group lies below the group that
+this process lives in, or systemd bounds it by the same limits; each limit written is read back; what cannot
+be enforced is named.
 This room must not know how a container is built or what runs in it.
 See cgroups(7), Documentation/admin-guide/cgroup-v2.rst, Documentation/admin-guide/cgroup-v1/.
 """
@@ -184,7 +184,7 @@ class Mechanism(Protocol):
 
     @property
     def name(self) -> str:
-        """Return ``cgroup v1``, ``cgroup v2`` or ``rlimits``."""
+        """Return ``cgroup v2``, ``systemd scope``, ``cgroup v1`` or ``rlimits``."""
 
     def missing(self, limits: Limits) -> tuple[Missing, ...]:
         """Return what of ``limits`` it cannot enforce here, as a trial in a throwaway group has shown."""
@@ -196,11 +196,21 @@ class Mechanism(Protocol):
             HostError: the kernel refused the group or a limit; nothing is left behind.
         """
 
+    def admit(self, pid: int) -> None:
+        """Take in the process that containers are cloned from, before it makes one in a group of ours.
+
+        A process may only be cloned into a group that its parent could have moved it to, see clone(2); where
+        groups lie elsewhere than this process, the parent must be put beside them first.
+
+        Raises:
+            HostError: it cannot be moved.
+        """
+
     def sweep(self, deadline: float) -> int:
         """Remove what dead owners left, until ``time.monotonic()`` is ``deadline``; return how many."""
 
     def close(self) -> None:
-        """Remove this process' base directories if they are empty. ``create`` makes them anew."""
+        """Let go of what was made for this process, if no container is left. ``create`` makes it anew."""
 
 
 @dataclass(frozen=True)
@@ -271,27 +281,33 @@ def own_groups() -> dict[str, Own]:
 def _found(pid: int) -> tuple[tuple[Mechanism, ...], tuple[Unavailable, ...]]:
     """Try each mechanism once for the process ``pid``: a fork has its own groups and tries again."""
     # Imported here because they import the interface from above.
-    from nsmagic.cgroups import rlimits, v1, v2  # noqa: PLC0415
+    from nsmagic.cgroups import rlimits, systemd, v1, v2  # noqa: PLC0415
 
     del pid
-    works: list[Mechanism] = []
-    unavailable: list[Unavailable] = []
     own = own_groups()
-    for find in (v2.find, v1.find):
-        found = find(own)
-        if isinstance(found, Unavailable):
-            unavailable.append(found)
-        elif found is not None:
-            works.append(found)
-    works.append(rlimits.Rlimits())
-    return tuple(works), tuple(unavailable)
+    found: list[Mechanism | Unavailable | None] = [v2.find(own), v1.find(own)]
+    ours = found[0]
+    # A scope costs a talk with systemd and a process: only where our own group does not do it all.
+    if not isinstance(ours, v2.V2) or ours.lost:
+        scope = systemd.find(own)
+        if isinstance(ours, v2.V2) and isinstance(scope, v2.V2):
+            # One of the two: the launcher can live beside the groups of one only.
+            found[0], other = (scope, ours) if len(scope.lost) < len(ours.lost) else (ours, scope)
+            other.close()
+        else:
+            # Where neither works, the remedy of a scope is the easier one to follow.
+            found.insert(1 if isinstance(ours, v2.V2) else 0, scope)
+    unavailable = tuple(each for each in found if isinstance(each, Unavailable))
+    works = (each for each in found if each is not None and not isinstance(each, Unavailable))
+    return (*works, rlimits.Rlimits()), unavailable
 
 
 def mechanisms() -> list[Mechanism]:
     """Return the mechanisms that really work here, strongest first; the last is always ``rlimits``.
 
     The first call of a process tries each in a throwaway group (some milliseconds). Where this process'
-    own v2 group was handed over to it, that moves the processes in there into a leaf, ``nsmagic-host``.
+    own v2 group was handed over to it, that moves the processes in there into a leaf, ``nsmagic-host``;
+    where it was not, and systemd runs, that starts a scope.
     """
     return list(_found(os.getpid())[0])
 

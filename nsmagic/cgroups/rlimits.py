@@ -367,6 +367,9 @@ class Rlimits:
         del limits
         return RlimitGroup(f"c{next(self._numbers)}")
 
+    def admit(self, pid: int) -> None:
+        """Do nothing: there is no group to be in."""
+
     def sweep(self, deadline: float) -> int:
         """Return 0: it leaves nothing behind."""
         del deadline

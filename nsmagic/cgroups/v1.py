@@ -13,8 +13,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from nsmagic.cgroups import Limits, Missing, Unavailable, Usage
-from nsmagic.cgroups.rlimits import PIDS_MOST, lines, number, read, table
-from nsmagic.cgroups.v2 import (
+from nsmagic.cgroups.directories import (
     CONTROLLERS,
     PERIOD,
     READ_ONLY,
@@ -23,9 +22,9 @@ from nsmagic.cgroups.v2 import (
     DirectoryMechanism,
     Setting,
     Tree,
-    handed_over,
-    is_real_root,
 )
+from nsmagic.cgroups.rlimits import PIDS_MOST, lines, number, read, table
+from nsmagic.cgroups.v2 import handed_over, is_real_root
 from nsmagic.errors import HostError
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def _or_minus_one(value: int | None) -> str:
 class V1(DirectoryMechanism):
     """cgroup v1 in this process' own groups."""
 
-    name = "cgroup v1"
+    name = interface = "cgroup v1"
 
     def group(self, name: str, places: Mapping[str, str]) -> V1Group:
         """Return the group."""

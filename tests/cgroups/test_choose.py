@@ -23,7 +23,7 @@ def as_ordinary_user(code: str) -> str:
     setup = f"""
 import os, resource
 from nsmagic import cgroups
-from nsmagic.cgroups import Limits, rlimits, v1, v2
+from nsmagic.cgroups import Limits, bus, rlimits, systemd, v1, v2
 os.setgroups([])
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
