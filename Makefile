@@ -18,7 +18,7 @@ ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export ORDINARY_VENV := /var/cache/nsmagic-test/$(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
 
 .DELETE_ON_ERROR:
-.PHONY: help run venv test test-sanitize test-docker test-elsewhere lint format bench clean machine
+.PHONY: help run venv test test-sanitize test-hosts test-docker test-elsewhere lint format bench clean machine
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -41,6 +41,9 @@ test-docker: $(WHEELS)/.built  ## run the tests of hosts in Docker containers of
 
 test-elsewhere: $(VENV)/.made  ## build the wheel as macOS and Windows do, and import it
 	@tools/check_elsewhere.sh $(VENV)
+
+test-hosts: $(VENV)/.nsmagic  ## run the tests that depend on the host in small machines of every kind (ARGS=--core: three)
+	@tools/lane/hosts.py --python $(PY) --wheels $(WHEELS) $(ARGS)
 
 lint: $(VENV)/.lint  ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .

@@ -80,6 +80,15 @@ def until() -> Callable[..., bool]:
 
 
 @pytest.fixture(scope="session")
+def pace(quiet_folder: Path) -> float:
+    """How much slower containers are here than on a usual machine, at least 1: an emulated one takes its time."""
+    from nsmagic import run
+
+    walls = sorted(run("print(1)", workdir=str(quiet_folder)).check().usage.wall for _ in range(5))
+    return max(1.0, walls[2] / 0.04)
+
+
+@pytest.fixture(scope="session")
 def children_of() -> Callable[[int], set[int]]:
     """Give ``children``."""
     return children

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import agreement
 import pytest
 from refusals import CLONE_NEWUSER, EAGAIN, ENOSPC, ENOSYS, EPERM, FILTER, NUMBERS
 
@@ -55,100 +56,7 @@ except nsmagic.NsmagicError as error:
 print(json.dumps(found))
 """
 
-# Every feature is asked for in another way than the doctor's own, wherever there is one.
-AGREE = """
-import json, os, socket, sys, tempfile
-from pathlib import Path
-import nsmagic, nsmagic.spec
-from nsmagic import host
-
-def namespace(name):
-    kind = {"mount": "mnt"}.get(name, name)
-    result = nsmagic.run(f"import os; print(os.stat('/proc/self/ns/{kind}').st_ino)", ns=name, workdir="/")
-    return result.check().stdout.strip() != str(os.stat(f"/proc/self/ns/{kind}").st_ino)
-
-def answers(net):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        code = f"import socket; print(socket.socket().connect_ex(('127.0.0.1', {server.getsockname()[1]})))"
-        return (nsmagic.run(code, net=net).check().stdout.strip() == "0") == (net == "host")
-
-def printed(code, expected, **options):
-    return nsmagic.run(code, timeout=20, **options).check().stdout.strip() == expected
-
-def folder(code, expected, left, **options):
-    with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "old").mkdir()
-        (Path(place) / "old" / "a").touch()
-        options = {key: value.format(place) for key, value in options.items()}
-        same = printed(code.format(place), expected, **options)
-        return same and sorted(str(path.relative_to(place)) for path in Path(place).rglob("*")) == left
-
-def hidden():
-    with tempfile.NamedTemporaryFile(dir="/tmp") as file:
-        name = os.path.basename(file.name)
-        return printed(f"import os; print({name!r} in os.listdir('/tmp'))", "False", workdir="/")
-
-FORKS = '''
-import subprocess
-started = []
-try:
-    for _ in range(20):
-        started.append(subprocess.Popen(["sleep", "60"]))
-except OSError as error:
-    print(error.errno)
-for each in started:
-    each.kill()
-'''
-FULL = '''
-import errno, os
-try:
-    os.posix_fallocate(os.open("/dev/shm/big", os.O_RDWR | os.O_CREAT), 0, 16 << 20)
-except OSError as error:
-    print(errno.errorcode[error.errno])
-'''
-SLOW = '''
-import time
-begin, used = time.monotonic(), time.process_time()
-while time.process_time() - used < 0.06: pass
-print(time.monotonic() - begin > 0.12)
-'''
-ASKED = {
-    **{f"{name} namespace": lambda name=name: namespace(name) for name in nsmagic.spec.NAMESPACES},
-    "all namespaces": lambda: printed("import os; print(os.getppid())", "1"),
-    "--hostname": lambda: printed("import socket; print(socket.gethostname())", "here", hostname="here"),
-    "working directory": lambda: printed("import os; print(os.getcwd())", os.path.realpath(".")),
-    "copy-on-write": lambda: folder(
-        "open('{}/new', 'w').close(); print(1)", "1", ["old", "old/a"], workdir="{}"),
-    "replaced folders": lambda: folder(
-        "import os; os.remove('old/a'); os.rmdir('old'); os.mkdir('old'); print(os.listdir('old'))", "[]",
-        ["old", "old/a"], bind="{0}:{0}:cow", workdir="{}"),
-    "private /tmp": hidden,
-    "root's folders": lambda: folder(
-        "import os; os.remove('{0}/old/a'); print(os.listdir('{0}/old'))", "[]", ["old"], bind="{}:rw"),
-    "system-call filter": lambda: printed("import ctypes; print(ctypes.CDLL(None).unshare(0))", "-1"),
-    "no capabilities": lambda: printed(
-        "import ctypes; print(*(ctypes.CDLL(None).prctl(23, cap, 0, 0, 0) for cap in (0, 7, 21)))", "0 0 0"),
-    "--mem": lambda: nsmagic.run("bytearray(200 << 20)[::4096]", mem="48M").outcome == "out-of-memory",
-    "--swap": lambda: printed("print(1)", "1", mem="48M", swap="48M"),
-    "--cpus": lambda: printed(SLOW, "True", cpus=0.1),
-    "--pids": lambda: printed(FORKS, "11", pids=6),
-    "--disk": lambda: printed(FULL, "ENOSPC", disk="3M"),
-    "--net none": lambda: answers("none"),
-    "--net host": lambda: answers("host"),
-    "accounting": lambda: nsmagic.run("pass").usage.pids_peak is not None,
-}
-found = []
-for row in host.examine():
-    if row.feature in ASKED:
-        try:
-            then = "works" if ASKED[row.feature]() else "weaker"
-        except (nsmagic.HostError, nsmagic.StartError) as error:
-            then = "missing"
-        except nsmagic.RunError:  # it was granted, and what was asked of it failed
-            then = "weaker"
-        found.append([*row, then])
-print(json.dumps(found))
-"""
+AGREE = Path(agreement.__file__).read_text()
 
 
 def python(before: list[str], code: str, *words: str) -> Any:
@@ -184,7 +92,7 @@ def run_filtered(rules: list[tuple[str, int, int]], before: list[str]) -> dict[s
 @pytest.mark.parametrize("name", HOSTS)
 def test_every_row_agrees_with_what_happens(name: str) -> None:
     rows = python(HOSTS[name], AGREE)
-    assert len(rows) >= len(NAMESPACES) + 13
+    assert len(rows) >= len(NAMESPACES) + 15
     wrong = [row for row in rows if row[1] != row[-1]]
     assert not wrong
     assert all(remedy for _, status, _, remedy, _ in rows if status == "missing")

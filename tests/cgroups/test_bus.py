@@ -16,6 +16,8 @@ from nsmagic.cgroups.bus import BusError, Manager
 if TYPE_CHECKING:
     import pathlib
 
+pytestmark = pytest.mark.hosts
+
 SECONDS = 0.5
 
 

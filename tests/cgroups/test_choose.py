@@ -14,6 +14,8 @@ from nsmagic import cgroups
 from nsmagic.cgroups import Limits
 
 ROOT = str(pathlib.Path(cgroups.__file__).parents[2])
+pytestmark = pytest.mark.hosts
+
 NOBODY = 65534
 
 

@@ -22,6 +22,8 @@ from nsmagic.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.hosts
+
 MEBIBYTE = 1 << 20
 
 

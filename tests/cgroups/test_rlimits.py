@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pathlib
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.hosts
+
 USER = 54321  # nobody else's
 HOLDER = """
 import ctypes, os, resource, signal, sys

@@ -21,6 +21,8 @@ from nsmagic.cgroups.rlimits import pids_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.hosts
+
 USER = [] if os.geteuid() == 0 else ["--user"]
 
 

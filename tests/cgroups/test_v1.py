@@ -10,7 +10,7 @@ from nsmagic import cgroups
 from nsmagic.cgroups import Limits, v1
 from nsmagic.errors import HostError
 
-pytestmark = [pytest.mark.root, pytest.mark.cgroup_v1]
+pytestmark = [pytest.mark.hosts, pytest.mark.root, pytest.mark.cgroup_v1]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from nsmagic import cgroups
 from nsmagic.cgroups import Limits, v2
 from nsmagic.cgroups.rlimits import pids_in
 
-pytestmark = [pytest.mark.cgroup_v2]
+pytestmark = [pytest.mark.hosts, pytest.mark.cgroup_v2]
 
 
 @pytest.fixture
