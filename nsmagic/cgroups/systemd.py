@@ -88,9 +88,14 @@ class _Holder:
     def __init__(self) -> None:
         theirs, self._end = os.pipe()
         try:
-            actions = [(os.POSIX_SPAWN_DUP2, theirs, 0)]
+            actions = [
+                (os.POSIX_SPAWN_DUP2, theirs, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ]
             argv = ["nsmagic-scope-holder", "-c", "read -r _"]
             self.pid = os.posix_spawn(_SH, argv, {}, file_actions=actions, setsid=True)
+            self._pidfd = os.pidfd_open(self.pid)
         except BaseException:
             os.close(self._end)
             raise
@@ -100,18 +105,19 @@ class _Holder:
 
     def end(self) -> None:
         """End it; in a fork of the owner that is not ours to do."""
-        pid, self.pid = self.pid, 0
-        if pid:
-            os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            os.close(self._end)
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):  # somebody waits for every child of this process
+                os.waitpid(self.pid, 0)
+            self.forget()
 
     def forget(self) -> None:
-        """In a fork of the owner: let go of the end that must close when the owner ends."""
+        """Let go of it; in a fork of the owner too, or it would not end with the owner."""
         if self.pid:
             self.pid = 0
             os.close(self._end)
+            os.close(self._pidfd)
 
 
 _holders: weakref.WeakSet[_Holder] = weakref.WeakSet()

@@ -17,7 +17,7 @@ work=$(mktemp -d /var/tmp/nsmagic-lane.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 cp --sparse=always "$images/root.ext4" "$work/root"
 truncate --size "$disk_bytes" "$work/job" "$work/out"
-truncate --size 1G "$work/site" # larger than any that run.sh will put in its place
+truncate --size 1G "$work/site" # as large as what run.sh will put in its place
 touch "$work/status"
 qemu_arguments "$work/root" "$work/job" "$work/out" "$work/site,readonly=on" "$work/console" "$work/status" "$words"
 qemu-system-x86_64 "${arguments[@]}" -chardev null,id=output -device isa-serial,chardev=output,index=1 \

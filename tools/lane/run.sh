@@ -5,8 +5,8 @@
 #   --init systemd|mini   which PID 1 (systemd)
 #   --as WHO              see users.sh (user-session)
 #   --append WORDS        for the kernel's command line; such a machine is booted, not thawed
-#   --src FOLDER          is /src there, a copy that belongs to the user; what is in git, where that is a git tree
-#   --site IMAGE          an ext4 image of at most 1 GiB, mounted read-only on /site
+#   --src FOLDER          is /src there, a copy that belongs to the user
+#   --site IMAGE          an ext4 image of 1 GiB, mounted read-only on /site
 #   --out FOLDER          receives what the command leaves in /out
 #   --env NAME=VALUE      may be given several times
 #   --timeout SECONDS     for all of it (600)
@@ -54,12 +54,7 @@ cp "$here/users.sh" "$work/tar/job/users"
     echo
 } >"$work/tar/job/command"
 if [[ $source ]]; then
-    if git -C "$source" rev-parse --show-toplevel >/dev/null 2>&1; then
-        (cd "$source" && git ls-files -z -co --exclude-standard |
-            tar --null --ignore-failed-read -T - -cf - 2>/dev/null) | tar -C "$work/tar/src" -xf -
-    else
-        cp -a "$source/." "$work/tar/src/"
-    fi
+    cp -a "$source/." "$work/tar/src/"
 fi
 head -c 64 /dev/urandom >"$work/tar/job/seed"
 date +%s.%N >"$work/tar/job/now"
@@ -84,7 +79,7 @@ TMPDIR=$work timeout --kill-after 5 "$timeout" qemu-system-x86_64 "${arguments[@
 ended=$?
 if [[ $out ]]; then
     mkdir -p "$out"
-    tar -C "$out" -xf "$work/out" 2>/dev/null || true
+    tar -C "$out" --no-same-owner -xf "$work/out" 2>/dev/null || true
 fi
 status=$(sed -n 's/^\([0-9][0-9]*\)$/\1/p' "$work/status" | tail -1)
 if [[ ! $status ]]; then
