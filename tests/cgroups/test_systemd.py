@@ -262,7 +262,7 @@ import json, sys
 import nsmagic
 from nsmagic import cgroups
 from nsmagic.launcher import client
-client.expect_no_cells()
+client.expect("programs")
 def tell():
     box = nsmagic.Container(mem="64M", pids=9).start()
     result = box.run(["echo", "42"])

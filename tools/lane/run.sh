@@ -74,7 +74,7 @@ if [[ -f $frozen.stamp && ! $append ]]; then
 fi
 qemu_arguments "$root,snapshot=on" "$work/job" "$work/out" "$site,readonly=on" "$work/console" "$work/status" \
     "$words $append"
-TMPDIR=$work timeout --kill-after 5 "$timeout" qemu-system-x86_64 "${arguments[@]}" \
+TMPDIR=$work timeout --foreground --kill-after 5 "$timeout" qemu-system-x86_64 "${arguments[@]}" \
     -chardev stdio,id=output,signal=off -device isa-serial,chardev=output,index=1 -monitor none "${thaw[@]}" </dev/null
 ended=$?
 if [[ $out ]]; then
