@@ -138,8 +138,13 @@ set -u
 folder=$(mktemp -d /tmp/tests.XXXXXX) && cp -r /src/tests /src/pyproject.toml /src/tools "$folder" || exit 1
 cd "$folder"
 cat /proc/self/cgroup >/out/cgroup
-python3 -m nsmagic.cli doctor >/out/doctor.txt 2>&1
-python3 -m nsmagic.cli doctor --json >/out/doctor.json 2>/out/doctor.err
+python3 -c '
+import json
+from nsmagic import host
+found = host.examine()
+open("/out/doctor.txt", "w").write(host.render_text(found))
+open("/out/doctor.json", "w").write(json.dumps(host.to_json(found)))
+'
 python3 -m pytest -m hosts -q -p no:cacheprovider --reruns 2 --timeout 300 --durations=10 \
     --junit-xml /out/junit.xml "$@"
 status=$?
