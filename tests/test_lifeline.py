@@ -112,6 +112,16 @@ def test_when_the_owner_is_killed_all_is_gone_within_a_second(until: Callable[..
         assert until(lambda: not any(map(os.path.exists, directories)), 1), directories
 
 
+def test_a_launcher_may_have_been_ready_for_long_when_somebody_asks() -> None:
+    launcher = client.Launcher(warm="programs")
+    try:
+        assert select.select([launcher._socket], [], [], 30)[0]
+        launcher.started -= 1000
+        assert launcher.wait_ready().pid == launcher.pid
+    finally:
+        launcher.stop()
+
+
 def test_when_the_owner_ends_by_itself_all_is_gone(until: Callable[..., bool]) -> None:
     before = "threading.Timer(0.5, lambda: (container.stop(), None)).start()"
     with owner(before=before) as (process, launcher, pids, directories):

@@ -143,15 +143,16 @@ class Launcher:
         """
         with self._lock:
             while self._hello is None:
-                waited = time.monotonic() - self.started
-                if waited > _START_SECONDS:
-                    raise LauncherError(
-                        f"the launcher did not get ready within {_START_SECONDS:.0f} s. {self.log()}"
-                    )
                 self._socket.settimeout(0.2)
                 try:
                     packet = self._socket.recv(frames.MAX_REQUEST)
                 except TimeoutError:
+                    # Looked at here, not before: it may have said hello long ago, and nobody asked until now.
+                    waited = time.monotonic() - self.started
+                    if waited > _START_SECONDS:
+                        raise LauncherError(
+                            f"the launcher did not get ready within {_START_SECONDS:.0f} s. {self.log()}"
+                        ) from None
                     if progress:
                         progress(waited)
                     continue

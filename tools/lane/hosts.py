@@ -135,7 +135,10 @@ HOSTS: Final = (
 # In the machine: what the user runs. /out takes what comes back.
 JOB: Final = """
 set -u
-folder=$(mktemp -d /tmp/tests.XXXXXX) && cp -r /src/tests /src/pyproject.toml /src/tools "$folder" || exit 1
+export LANG=C.UTF-8 PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# On the disk: root's containers may write to folders on a tmpfs since Linux 6.3 only (idmapped mounts).
+export TMPDIR=/work
+folder=$(mktemp -d) && cp -r /src/tests /src/pyproject.toml /src/tools "$folder" || exit 1
 cd "$folder"
 cat /proc/self/cgroup >/out/cgroup
 python3 -c '
@@ -232,9 +235,7 @@ def run(host: Host, source: Path, site: Path, seconds: int, words: list[str]) ->
     out.mkdir(parents=True)
     command: list[str | Path] = [
         HERE / "run.sh", "--init", host.init, "--as", host.who, "--append", host.append, "--src", source,
-        "--site", site, "--out", out, "--timeout", str(seconds), "--env", "PYTHONPATH=/site",
-        "--env", "PYTHONDONTWRITEBYTECODE=1", "--env", "PYTHONUNBUFFERED=1", "--env", "LANG=C.UTF-8",
-        "--", "bash", "-c", JOB, "job", *words,
+        "--site", site, "--out", out, "--timeout", str(seconds), "--", "bash", "-c", JOB, "job", *words,
     ]  # fmt: skip
     began = time.monotonic()
     with (out / "log").open("w") as log:
