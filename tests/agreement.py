@@ -6,6 +6,7 @@ for hosts that are made by a command put before it.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -64,6 +65,23 @@ def swap() -> bool:
     return "swap" in result.isolation.limits or len(Path("/proc/swaps").read_text().splitlines()) < 2
 
 
+def landlock() -> bool:
+    """Whether the kernel can keep a process from files, ports and signals: landlock_create_ruleset(2), VERSION."""
+    abi = ctypes.CDLL(None, use_errno=True).syscall(444, None, 0, 1)
+    if abi <= 0:
+        raise nsmagic.HostError("Landlock", os.strerror(ctypes.get_errno()), "Use another kernel.")
+    return int(abi) >= 6
+
+
+DEVICES = """
+import os
+assert os.write(os.open("/dev/null", os.O_WRONLY), b"x") == 1
+assert os.read(os.open("/dev/zero", os.O_RDONLY), 2) == bytes(2)
+assert len(os.read(os.open("/dev/urandom", os.O_RDONLY), 8)) == 8
+ours, theirs = os.openpty()
+os.write(ours, b"line\\n")
+print(os.read(theirs, 9).decode().strip())
+"""
 FORKS = """
 import subprocess
 started = []
@@ -112,6 +130,13 @@ ASKED: dict[str, Callable[[], bool]] = {
     "system-call filter": lambda: printed("import ctypes; print(ctypes.CDLL(None).unshare(0))", "-1"),
     "no capabilities": lambda: printed(
         "import ctypes; print(*(ctypes.CDLL(None).prctl(23, cap, 0, 0, 0) for cap in (0, 7, 21)))", "0 0 0"
+    ),
+    "clone3, pivot_root": lambda: printed("print(6 * 7)", "42", workdir="/"),  # or what stands in
+    "fresh /proc": lambda: printed("import os; print(os.path.isdir(f'/proc/{os.getpid()}'))", "True"),
+    "devices": lambda: printed(DEVICES, "line", workdir="/"),
+    "Landlock": landlock,
+    "--best-effort": lambda: bool(
+        nsmagic.run("pass", best_effort=True, timeout=SECONDS).check().isolation.namespaces
     ),
     "--mem": lambda: nsmagic.run("bytearray(200 << 20)[::4096]", mem="48M").outcome == "out-of-memory",
     "--swap": swap,

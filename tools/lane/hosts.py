@@ -32,6 +32,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import junit  # noqa: E402 - ours, beside this folder
 import pages  # noqa: E402 - ours
+import table  # noqa: E402 - ours
 
 OUT: Final = TREE / "build" / "hosts"
 SHIPPED: Final = ("tests", "tools", "pyproject.toml")
@@ -241,8 +242,12 @@ def run(host: Host, source: Path, site: Path, seconds: int, words: list[str]) ->
     with (out / "log").open("w") as log:
         environment = {**os.environ, "LANE_SUITE": host.suite}
         ended = subprocess.run(command, env=environment, check=False, stdout=log, stderr=subprocess.STDOUT)
-    report = out / "junit.xml"
-    tests = junit.read([str(report)]) if report.exists() else []
+    report = OUT / f"{host.name}.xml"
+    report.unlink(missing_ok=True)
+    tests = []
+    if (out / "junit.xml").exists():
+        shutil.copy(out / "junit.xml", report)
+        tests = junit.read([str(report)])
     taken = time.monotonic() - began
     sys.stdout.write(f"── {host.name}: exit status {ended.returncode} after {taken:.0f} s\n")
     sys.stdout.flush()
@@ -293,7 +298,8 @@ def main() -> int:
     words = given.words or marked()
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
         ran = list(pool.map(lambda host: run(host, source, sites[host.suite], given.seconds, words), hosts))
-    sys.stdout.write(pages.tests_table([(each.host.name, each.tests) for each in ran]))
+    reports = [OUT / f"{each.host.name}.xml" for each in ran]
+    table.main([str(report) for report in reports if report.exists()])
     for each in ran:
         if each.status:
             log = (OUT / each.host.name / "log").read_text(errors="replace").splitlines()
