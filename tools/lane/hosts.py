@@ -38,7 +38,6 @@ OUT: Final = TREE / "build" / "hosts"
 SHIPPED: Final = ("tests", "tools", "pyproject.toml")
 SITE_BYTES: Final = "1G"
 CANNOT: Final = 3
-NO_ANSWER: Final = 252
 PACKAGES: Final = ("pytest>=8", "pytest-rerunfailures>=15", "pytest-timeout>=2.3", "hypothesis>=6")
 PYTHONS: Final = {"bookworm": "3.11", "trixie": "3.13"}
 """By Debian's release, the Python that its machines have."""
@@ -296,8 +295,12 @@ def main() -> int:
         else:
             shutil.copy(there, source)
     words = given.words or marked()
+    ran = []
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        ran = list(pool.map(lambda host: run(host, source, sites[host.suite], given.seconds, words), hosts))
+        for each in pool.map(lambda host: run(host, source, sites[host.suite], given.seconds, words), hosts):
+            ran.append(each)
+            if each.tests and not given.core:
+                pages.write_page(TREE / "docs" / "hosts", OUT / each.host.name, *each.host[:3])
     reports = [OUT / f"{each.host.name}.xml" for each in ran]
     table.main([str(report) for report in reports if report.exists()])
     for each in ran:
@@ -308,9 +311,6 @@ def main() -> int:
                 f"── {each.host.name} failed; the end of {OUT / each.host.name / 'log'}:\n{shown}\n"
             )
     if not given.core:
-        for each in ran:
-            if each.status != NO_ANSWER:
-                pages.write_page(TREE / "docs" / "hosts", OUT / each.host.name, *each.host[:3])
         pages.write_table(TREE / "docs" / "hosts.md", TREE / "docs" / "hosts", [host.name for host in HOSTS])
     return 1 if any(each.status or not each.tests for each in ran) else 0
 
