@@ -65,28 +65,22 @@ def swap() -> bool:
     return "swap" in result.isolation.limits or len(Path("/proc/swaps").read_text().splitlines()) < 2
 
 
-def another_way() -> bool:
-    """Whether a container can be built at all; then it does not matter which way the calls went."""
-    return nsmagic.run("pass").ok
-
-
 def landlock() -> bool:
-    """Whether the kernel's Landlock knows files, TCP and scopes, by landlock_create_ruleset(2).
-
-    Raises:
-        HostError: it has none.
-    """
-    version = 1
-    abi = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint(version))
+    """Whether the kernel can keep a process from files, ports and signals: landlock_create_ruleset(2), VERSION."""
+    abi = ctypes.CDLL(None, use_errno=True).syscall(444, None, 0, 1)
     if abi <= 0:
-        raise nsmagic.HostError("Landlock", "there is none", "")
-    return bool(abi >= 6)
+        raise nsmagic.HostError("Landlock", os.strerror(ctypes.get_errno()), "Use another kernel.")
+    return int(abi) >= 6
 
 
 DEVICES = """
-import os, stat
-names = ("null", "zero", "full", "random", "urandom", "tty")
-print(all(stat.S_ISCHR(os.stat("/dev/" + name).st_mode) for name in names) and bool(os.openpty()))
+import os
+assert os.write(os.open("/dev/null", os.O_WRONLY), b"x") == 1
+assert os.read(os.open("/dev/zero", os.O_RDONLY), 2) == bytes(2)
+assert len(os.read(os.open("/dev/urandom", os.O_RDONLY), 8)) == 8
+ours, theirs = os.openpty()
+os.write(ours, b"line\\n")
+print(os.read(theirs, 9).decode().strip())
 """
 FORKS = """
 import subprocess
@@ -117,9 +111,6 @@ ASKED: dict[str, Callable[[], bool]] = {
     "launcher": lambda: not client.start().wait_ready().failed,
     **{f"{name} namespace": lambda name=name: namespace(name) for name in nsmagic.spec.NAMESPACES},  # type: ignore[misc]
     "all namespaces": lambda: printed("import os; print(os.getppid())", "1"),
-    "clone3, pivot_root": another_way,
-    "fresh /proc": lambda: printed("import os; print(os.path.exists('/proc/1/status'))", "True"),
-    "devices": lambda: printed(DEVICES, "True"),
     "--hostname": lambda: printed("import socket; print(socket.gethostname())", "here", hostname="here"),
     "working directory": lambda: printed("import os; print(os.getcwd())", os.path.realpath(".")),
     "copy-on-write": lambda: folder(
@@ -140,6 +131,13 @@ ASKED: dict[str, Callable[[], bool]] = {
     "no capabilities": lambda: printed(
         "import ctypes; print(*(ctypes.CDLL(None).prctl(23, cap, 0, 0, 0) for cap in (0, 7, 21)))", "0 0 0"
     ),
+    "clone3, pivot_root": lambda: printed("print(6 * 7)", "42", workdir="/"),  # or what stands in
+    "fresh /proc": lambda: printed("import os; print(os.path.isdir(f'/proc/{os.getpid()}'))", "True"),
+    "devices": lambda: printed(DEVICES, "line", workdir="/"),
+    "Landlock": landlock,
+    "--best-effort": lambda: bool(
+        nsmagic.run("pass", best_effort=True, timeout=SECONDS).check().isolation.namespaces
+    ),
     "--mem": lambda: nsmagic.run("bytearray(200 << 20)[::4096]", mem="48M").outcome == "out-of-memory",
     "--swap": swap,
     "--cpus": lambda: printed(SLOW, "True", cpus=0.1),
@@ -148,8 +146,6 @@ ASKED: dict[str, Callable[[], bool]] = {
     "--net none": lambda: answers("none"),
     "--net host": lambda: answers("host"),
     "accounting": lambda: nsmagic.run("pass").usage.pids_peak is not None,
-    "Landlock": landlock,
-    "--best-effort": lambda: bool(nsmagic.run("pass", best_effort=True).check().isolation.namespaces),
 }
 """By feature: use it; whether it does what its name says."""
 

@@ -62,6 +62,11 @@ _BOUNDS = {
 }
 """What bounds a group, and the property of a unit that does the same; see systemd.resource-control(5)."""
 _ROUNDING = 1.01  # systemd counts CPU time in whole milliseconds of a period
+_FOR_USERS = (
+    "An administrator hands it to users' managers: sudo systemctl edit user@.service, with the lines "
+    "[Service] and Delegate=cpu cpuset io memory pids; then sudo systemctl daemon-reload, and a new login"
+)
+_FOR_ROOT = "Boot a kernel that has it: cgroup_enable=memory on its command line, and no cgroup_disable="
 _OWN_UNIT = f"or: {REMEDY[0].lower()}{REMEDY[1:]}"
 
 
@@ -403,7 +408,7 @@ def _start(place: _Place) -> tuple[_Scope, Prepared] | Unavailable:
     except (BusError, OSError) as error:
         return Unavailable(NAME, f"no scope from systemd: {error}", REMEDY)
     users = os.geteuid() != 0
-    given = read(f"{place.top}{scope.manager_root}/cgroup.controllers") if users else ""
+    given = " ".join(lines(f"{place.top}{scope.manager_root}/cgroup.controllers"))
     unit = scope.manager_root.rpartition("/")[2]
     whom = f"users: {unit} has only {given or 'no controller'}" if users else ""
     remedy = _FOR_USERS if users else _FOR_ROOT
@@ -412,10 +417,3 @@ def _start(place: _Place) -> tuple[_Scope, Prepared] | Unavailable:
         scope.holder.end()
         return dataclasses.replace(prepared, mechanism=NAME)
     return scope, prepared
-
-
-_FOR_USERS = (
-    "An administrator hands it to users' managers: sudo systemctl edit user@.service, with the lines "
-    "[Service] and Delegate=cpu cpuset io memory pids; then sudo systemctl daemon-reload, and a new login"
-)
-_FOR_ROOT = "Boot a kernel that has it: cgroup_enable=memory on its command line, and no cgroup_disable="

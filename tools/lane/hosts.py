@@ -32,12 +32,12 @@ sys.path.insert(0, str(HERE.parent))
 
 import junit  # noqa: E402 - ours, beside this folder
 import pages  # noqa: E402 - ours
+import table  # noqa: E402 - ours
 
 OUT: Final = TREE / "build" / "hosts"
 SHIPPED: Final = ("tests", "tools", "pyproject.toml")
 SITE_BYTES: Final = "1G"
 CANNOT: Final = 3
-NO_ANSWER: Final = 252
 PACKAGES: Final = ("pytest>=8", "pytest-rerunfailures>=15", "pytest-timeout>=2.3", "hypothesis>=6")
 PYTHONS: Final = {"bookworm": "3.11", "trixie": "3.13"}
 """By Debian's release, the Python that its machines have."""
@@ -241,8 +241,12 @@ def run(host: Host, source: Path, site: Path, seconds: int, words: list[str]) ->
     with (out / "log").open("w") as log:
         environment = {**os.environ, "LANE_SUITE": host.suite}
         ended = subprocess.run(command, env=environment, check=False, stdout=log, stderr=subprocess.STDOUT)
-    report = out / "junit.xml"
-    tests = junit.read([str(report)]) if report.exists() else []
+    report = OUT / f"{host.name}.xml"
+    report.unlink(missing_ok=True)
+    tests = []
+    if (out / "junit.xml").exists():
+        shutil.copy(out / "junit.xml", report)
+        tests = junit.read([str(report)])
     taken = time.monotonic() - began
     sys.stdout.write(f"── {host.name}: exit status {ended.returncode} after {taken:.0f} s\n")
     sys.stdout.flush()
@@ -291,9 +295,14 @@ def main() -> int:
         else:
             shutil.copy(there, source)
     words = given.words or marked()
+    ran = []
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        ran = list(pool.map(lambda host: run(host, source, sites[host.suite], given.seconds, words), hosts))
-    sys.stdout.write(pages.tests_table([(each.host.name, each.tests) for each in ran]))
+        for each in pool.map(lambda host: run(host, source, sites[host.suite], given.seconds, words), hosts):
+            ran.append(each)
+            if each.tests and not given.core:
+                pages.write_page(TREE / "docs" / "hosts", OUT / each.host.name, *each.host[:3])
+    reports = [OUT / f"{each.host.name}.xml" for each in ran]
+    table.main([str(report) for report in reports if report.exists()])
     for each in ran:
         if each.status:
             log = (OUT / each.host.name / "log").read_text(errors="replace").splitlines()
@@ -302,9 +311,6 @@ def main() -> int:
                 f"── {each.host.name} failed; the end of {OUT / each.host.name / 'log'}:\n{shown}\n"
             )
     if not given.core:
-        for each in ran:
-            if each.status != NO_ANSWER:
-                pages.write_page(TREE / "docs" / "hosts", OUT / each.host.name, *each.host[:3])
         pages.write_table(TREE / "docs" / "hosts.md", TREE / "docs" / "hosts", [host.name for host in HOSTS])
     return 1 if any(each.status or not each.tests for each in ran) else 0
 

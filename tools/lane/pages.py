@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tables and pages of the lane: hosts by tests for the terminal; hosts by features, and a page a host.
+"""Pages of the lane of machines: one for each host, and the table of hosts by features.
 
 Usage: ``pages.py PAGE FOLDER``: write the table of hosts by features anew from the JSON that is there.
 
@@ -17,43 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    import junit
+    from collections.abc import Sequence
 
 MARKS: Final = {"works": "✓", "weaker": "~", "missing": "✗", "": ""}
-ENDED: Final = {"passed": "✓", "failed": "✗", "skipped": "o"}
 _BEGIN: Final = "<!-- The table below is written by the lane: make test-hosts. -->"
 _END: Final = "<!-- The end of the table. -->"
-
-
-def tests_table(ran: Sequence[tuple[str, Iterable[junit.Test]]]) -> str:
-    """A table of hosts by tests for a terminal: a line for each test that did not end alike on every host.
-
-    Args:
-        ran: by host, its name and its tests.
-    """
-    ends: dict[str, dict[str, str]] = {}
-    for name, tests in ran:
-        for test in tests:
-            ends.setdefault(test.label, {})[name] = test.ended
-    names = [name for name, _ in ran]
-    lines = ["", "hosts by tests: ✓ passed, ✗ failed, o skipped for what the host lacks, blank: not run"]
-    lines += [f"{'│ ' * at}┌ {name}" for at, name in enumerate(names)]
-    alike: Counter[str] = Counter()
-    for label, by in sorted(ends.items()):
-        found = {by.get(name, "") for name in names}
-        if found == {"passed"} or (found == {"skipped"} and len(names) == 1):
-            alike[found.pop()] += 1
-        else:
-            lines.append(f"{' '.join(ENDED.get(by.get(name, ''), ' ') for name in names)} {label}")
-    lines.append(f"and {alike['passed']} tests that passed on every one of these hosts")
-    for name, tests in ran:
-        count = Counter(test.ended for test in tests)
-        lines.append(
-            f"{name}: {count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped"
-        )
-    return "\n".join([*lines, ""])
 
 
 def write_page(folder: Path, out: Path, name: str, title: str, how: str) -> None:
