@@ -45,9 +45,6 @@ test-docker: $(WHEELS)/.built  ## run the tests of hosts in Docker containers of
 test-elsewhere: $(VENV)/.made  ## build the wheel as macOS and Windows do, and import it
 	@tools/check_elsewhere.sh $(VENV)
 
-test-hosts: $(VENV)/.nsmagic  ## run the tests that depend on the host in small machines of every kind (ARGS=--core: three)
-	@tools/lane/hosts.py --python $(PY) --wheels $(WHEELS) $(ARGS)
-
 lint: $(VENV)/.lint  ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
