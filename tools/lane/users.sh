@@ -43,13 +43,11 @@ user) # the same, and no manager either
     ;;
 user-delegated) # no systemd: a group handed over by hand
     group=/sys/fs/cgroup/lane
-    mkdir $group
     echo "+cpu +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
-    mkdir $group/job
-    chown $user $group $group/cgroup.{procs,subtree_control,threads}
-    chown -R $user $group/job
-    python3 -c 'import os, sys; os.setxattr(sys.argv[1], "user.delegate", b"1")' $group/job # it is handed over
-    job() { (echo $BASHPID >$group/job/cgroup.procs && plain /lane/in/job/command); }
+    mkdir $group
+    chown -R $user $group
+    python3 -c 'import os, sys; os.setxattr(sys.argv[1], "user.delegate", b"1")' $group # it is handed over
+    job() { (echo $BASHPID >$group/cgroup.procs && plain /lane/in/job/command); }
     ;;
 *) finish 251 ;;
 esac
