@@ -86,12 +86,16 @@ def test_each_namespace_is_shown_with_the_inode_that_it_has(
         assert inside[namespaces.FILES[row[0]]].partition("[")[2].rstrip("]") == row[2].removeprefix("* ")
 
 
-def test_a_namespace_that_is_shared_is_marked_as_equal(shell: Shell, quiet: Path) -> None:
+def test_a_namespace_that_is_shared_is_marked_as_equal(
+    shell: Shell, quiet: Path, until: Callable[..., bool]
+) -> None:
     shell.run(
         "%%contain --bg --proc job --ns uts,user,pid --net host -w /usr/share\nimport time; time.sleep(60)"
     )
     job = shell.shell.user_ns["job"]
     try:
+        # Until its process is there, there is no column for it.
+        assert until(lambda: "container" in "".join(shell.table("%namespaces")[0]))
         marks = {row[0]: row[2][0] for row in shell.table("%namespaces")[1:]}
     finally:
         job.stop()
