@@ -5,6 +5,7 @@ The suite runs as whoever starts it.  To try everything, start it twice: as root
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import sys
@@ -39,12 +40,26 @@ def _no_limits() -> str:
     )
 
 
+@functools.cache
+def _no_container() -> str:
+    """Why no container can be built here; empty where one can."""
+    import nsmagic
+
+    try:
+        nsmagic.run("pass").check()
+    except (nsmagic.HostError, nsmagic.StartError) as error:
+        return f"host: no container can be built: {error}"
+    return ""
+
+
 def lacks(marker: str) -> str:
     """Why a test with this marker cannot run here; empty where it can."""
     if marker == "root" and os.geteuid() != 0:
         return "host: not root"
     if marker == "ordinary_user" and os.geteuid() == 0:
         return "host: runs as root"
+    if marker == "container":
+        return _no_container()
     if marker == "limits" and (reason := _no_limits()):
         return f"host: no cgroup that limits memory and processes: {reason}"
     if marker in AT_LEAST:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-pytestmark = [pytest.mark.hosts, pytest.mark.usefixtures("quiet")]
+pytestmark = [pytest.mark.hosts, pytest.mark.container, pytest.mark.usefixtures("quiet")]
 
 SOCKETS = """
 import resource, socket

@@ -110,7 +110,7 @@ for limits in (Limits(mem=1 << 27), Limits(cpus=1), Limits(pids=5)):
     for line in said:
         _, reason, remedy = line.split(" | ")
         assert "/" in reason, "it names the directory"
-        assert "Delegate=yes" in remedy
+        assert "Delegate=yes" in remedy or "docker run --privileged" in remedy
         assert "--best-effort" in remedy
 
 
