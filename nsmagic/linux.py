@@ -160,7 +160,7 @@ def _number(name: str) -> ctypes.c_long:
 
 
 def _word(value: object) -> object:
-    """An argument as a whole machine word: syscall(2) is variadic, so a C int would leave half of it unset."""
+    """An argument as a whole machine word: syscall(2) is variadic, and a C int leaves half of it unset."""
     return ctypes.c_ulong(value) if isinstance(value, int) else value
 
 
@@ -376,7 +376,7 @@ def _write(name: str, path: str, text: str, shown: str, *, kind: str = "", pid: 
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(descriptor, text.encode("ascii"))
+            os.write(descriptor, text.encode())
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nsmagic.linux_constants import Capability, Clone, Mount
+
+if sys.platform == "linux":  # this module imports everywhere, and must import nothing later: behind a chroot
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +63,7 @@ class Failure:
 def hint(failure: Failure) -> str:
     """A sentence or two without a full stop at the end; empty where there is nothing to say."""
     say = _CALLS.get(failure.call)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(Exception):  # the kernel's own answer must not be lost over it
         return say(failure) if say else ""
     return ""
 
@@ -69,7 +73,7 @@ def hint(failure: Failure) -> str:
 
 def _number(path: str) -> int | None:
     try:
-        with open(path, encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - no path to speak of
             return int(file.read())
     except (OSError, ValueError):
         return None
@@ -92,8 +96,6 @@ def _inode(kind: str) -> int | None:
 
 def _is_owned(kind: str) -> bool | None:
     """Whether our namespace of this kind belongs to our user namespace: ioctl_nsfs(2); None for unknown."""
-    import fcntl  # noqa: PLC0415 - Linux only, and this module imports everywhere
-
     try:
         namespace = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -129,7 +131,7 @@ def _place(path: bytes) -> _Place | None:
     except OSError:
         return None
     try:
-        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:  # noqa: PTH123
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="utf-8") as file:  # noqa: PTH123
             number = next(int(line.split()[1]) for line in file if line.startswith("mnt_id"))
         with open("/proc/self/mountinfo", "rb") as file:  # noqa: PTH123
             mounts = {int(line.split()[0]): line.split() for line in file}
@@ -415,10 +417,9 @@ def _bad_root(failure: Failure) -> str:
         if not root.is_mount_point:
             return "the current root is not a mount point: this process is behind chroot"
         if not new.is_mount_point:
-            return (
-                "the new root is not a mount point; bind it on itself: mount(NEW, NEW, None, MS_BIND | "
-                "MS_REC)"
-            )
+            return "the new root is not a mount point; bind it: mount(NEW, NEW, None, MS_BIND | MS_REC)"
+        if new.mount == root.mount:
+            return "the new root is the current root already"
         top, place = (os.path.realpath(path) for path in failure.paths[:2])
         if not (place + b"/").startswith(top.rstrip(b"/") + b"/"):
             return "the place for the old root must be the new root or below it, as NEW/old is"
@@ -506,11 +507,11 @@ def _id_map(failure: Failure) -> str:
 
 def _forbidden_map(failure: Failure) -> str:
     folder = f"/proc/{failure.pid}"
-    with open(f"{folder}/{failure.kind}_map", encoding="ascii") as file:  # noqa: PTH123
+    with open(f"{folder}/{failure.kind}_map", encoding="utf-8") as file:  # noqa: PTH123
         if file.read().strip():
             return "it was written already, and that can be done once only"
     if failure.kind == "gid":
-        with open(f"{folder}/setgroups", encoding="ascii") as file:  # noqa: PTH123
+        with open(f"{folder}/setgroups", encoding="utf-8") as file:  # noqa: PTH123
             if file.read().strip() == "allow":
                 return (
                     "without CAP_SETGID outside, the process must first give up setgroups(2): "
