@@ -48,6 +48,7 @@ _BOOT: Final = "import sys; sys.path[:] = {path!r}; from nsmagic.launcher.scratc
 _START_SECONDS: Final = 60.0
 _END_SECONDS: Final = 5.0
 _SAID: Final = 2000
+_REMOVAL_RETRY: Final = 0.005
 
 
 class Scratch:
@@ -256,8 +257,6 @@ class Scratch:
             self.reason = turns.why(side.decode_ended(packet or b""), usage, self._limits)
         except msgspec.MsgspecError:
             self.reason = "lost its guard, which was killed, and was ended"
-            self.kill()
-            self._group.kill()
         self._finish()
 
     def stop(self) -> None:
@@ -278,13 +277,19 @@ class Scratch:
         try:
             self._guard.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._group.kill()
             self._guard.kill()
             self._guard.wait()
         if self._guard.returncode != 0:
-            self._group.remove()
+            self._end_without_guard()
         if self._pidfd >= 0:
             os.close(self._pidfd)
+
+    def _end_without_guard(self) -> None:
+        self.kill()
+        self._group.kill()
+        deadline = time.monotonic() + _END_SECONDS
+        while not self._group.remove() and time.monotonic() < deadline:
+            time.sleep(_REMOVAL_RETRY)  # the last process is not quite gone, and no event says when it is
 
     def _close(self) -> None:
         client.owned.difference_update((self.ends.lifeline, self.ends.control.fileno()))
