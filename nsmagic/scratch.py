@@ -101,9 +101,11 @@ class Scratch:
         choice = cgroups.choose(self._limits, userns=False, best_effort=True)
         for lost in choice.missing:
             self.missing[lost.what] = lost.reason
-            if lost.what in self.asked and not best_effort:
+            # Without a limit of swap one of memory would only move pages to the disk.
+            asked = "mem" if lost.what == "swap" else lost.what
+            if asked in self.asked and not best_effort:
                 raise HostError(
-                    cgroups.OPTIONS[lost.what],
+                    cgroups.OPTIONS[asked],
                     lost.reason,
                     f"{lost.remedy}; or take less with --best-effort.",
                 )
@@ -320,7 +322,12 @@ class Scratch:
 
 
 def _limit(what: str, limits: Limits) -> str:
-    return f"memory {size_text(limits.mem or 0)}" if what == "mem" else f"{limits.pids} processes"
+    words = {
+        "mem": f"memory {size_text(limits.mem or 0)}",
+        "swap": "no swap",
+        "pids": f"{limits.pids} processes",
+    }
+    return words[what]
 
 
 def _own_threads() -> int:

@@ -11,7 +11,7 @@ from IPython.display import display
 
 from nsmagic import options, scratch, views
 from nsmagic.errors import ScratchError, SpecError
-from nsmagic.magics import NotebookSink
+from nsmagic.magics import NotebookSink, document
 from nsmagic.result import seconds_text, size_text
 
 if TYPE_CHECKING:
@@ -25,15 +25,7 @@ class ScratchMagics(Magics):  # type: ignore[misc]
     """``%%scratch`` and ``%scratch``."""
 
     @cell_magic("scratch")  # type: ignore[untyped-decorator]
-    def scratch_cell(self, line: str, cell: str) -> None:
-        """Run this cell in a scratch process: a second Python of yours, in which system calls can be tried.
-
-            %%scratch NAME [--mem SIZE] [--pids N] [--timeout TIME] [--best-effort]
-
-        It is not a container: the cell has your own rights on this machine.  Variables, and what the kernel
-        knows of the process (namespaces, mounts, root folder), last until the next cell of the same NAME.
-        ``nsmagic.linux`` has the system calls.
-        """
+    def scratch_cell(self, line: str, cell: str) -> None:  # noqa: D102 - made from the table, below
         words = _words(line)
         if not words or not words[0].isidentifier() or len(words[0]) > _MOST_NAME:
             raise SpecError("%%scratch", "needs a name of letters, digits and _: %%scratch NAME [options]")
@@ -53,6 +45,15 @@ class ScratchMagics(Magics):  # type: ignore[misc]
             raise
         finally:
             sink.finish()
+
+    scratch_cell.__doc__ = document(
+        "Run this cell in a scratch process: a second Python of yours, to try system calls in.\n\n"
+        "    %%scratch NAME [options]\n\n"
+        "It is not a container: the cell has your own rights on this machine.  Variables, and what the\n"
+        "kernel knows of the process (namespaces, mounts, root folder), last from cell to cell.\n"
+        "nsmagic.linux has the system calls.  %scratch lists what lives, %scratch stop NAME ends one.",
+        options.SCRATCH_SCOPES,
+    )
 
     @line_magic("scratch")  # type: ignore[untyped-decorator]
     def scratch_line(self, line: str) -> None:

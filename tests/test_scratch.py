@@ -542,15 +542,15 @@ def ipython(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
-    from nsmagic import instruments
+    from nsmagic import scratch_magics
 
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config)
-    instruments.load(shell)
+    scratch_magics.load(shell)
     yield shell
-    instruments.unload()
+    scratch_magics.unload()
     InteractiveShell.clear_instance()
 
 
@@ -618,3 +618,82 @@ def test_limits_of_a_living_one_do_not_change(ipython: Any) -> None:
         ipython.run_line_magic("scratch", "stop aa")
     with pytest.raises(SpecError, match="lists what lives"):
         ipython.run_line_magic("scratch", "halt a")
+
+
+# ---- in a real notebook's kernel ---------------------------------------------------------------------------
+
+
+class Notebook:
+    """A real ipykernel, and what its cells send."""
+
+    def __init__(self, folder: Path) -> None:
+        from jupyter_client.kernelspec import KernelSpecManager
+        from jupyter_client.manager import KernelManager
+
+        self.manager = KernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+        self.manager.start_kernel(cwd=str(folder), env={**os.environ, "IPYTHONDIR": str(folder / ".ipython")})
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def run(self, code: str, on_text: Callable[[str], None] = str) -> tuple[str, str]:
+        """What the cell printed on stdout, and its error."""
+        text: list[str] = []
+
+        def take(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
+                text.append(message["content"]["text"])
+                on_text(text[-1])
+
+        reply = self.client.execute_interactive(textwrap.dedent(code), output_hook=take, timeout=60)
+        return "".join(text), "\n".join(reply["content"].get("traceback", []))
+
+    def stop(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+        self.manager.cleanup_resources()
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Iterator[Notebook]:
+    found = Notebook(tmp_path)
+    yield found
+    found.stop()
+
+
+def test_a_notebook_interrupts_a_cell_and_its_death_ends_all(notebook: Notebook) -> None:
+    assert notebook.run("%load_ext nsmagic")[1] == ""
+    assert notebook.run("%%scratch a\nimport os\nx = 5\nos.getpid()")[1] == ""
+
+    def interrupt(text: str) -> None:
+        if "waiting" in text:
+            notebook.manager.interrupt_kernel()
+
+    text, error = notebook.run("%%scratch a\nimport time\nprint('waiting')\ntime.sleep(60)", interrupt)
+    assert text == "waiting\n"
+    assert 'File "<scratch a, cell 2>", line 3' in error
+    assert "KeyboardInterrupt" in error
+    text, error = notebook.run(
+        "%%scratch a\nchild = os.fork()\nif not child:\n    time.sleep(600)\nprint(x, os.getpid(), child)"
+    )
+    assert error == ""
+    x, *pids = text.split()
+    assert x == "5"
+    handles = [os.pidfd_open(int(pid)) for pid in pids]
+    notebook.manager.signal_kernel(signal.SIGKILL)
+    assert all_end(handles)
+
+
+def test_what_the_docs_show_is_what_happens(notebook: Notebook, request: pytest.FixtureRequest) -> None:
+    page = request.path.parents[1] / "docs" / "scratch.md"
+    blocks = page.read_text().split("```")[1::2]
+    cells = [block.removeprefix("python\n") for block in blocks if block.startswith("python\n")]
+    shown = [block.strip() for block in blocks if not block.startswith("python\n")]
+    assert len(cells) == len(shown) == 3
+    notebook.run("%load_ext nsmagic")
+    for cell, expected in zip(cells, shown, strict=True):
+        text, error = notebook.run(cell)
+        if "Error" in expected:
+            assert expected in error
+        else:
+            assert (text.strip(), error) == (expected, "")

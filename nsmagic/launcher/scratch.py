@@ -175,10 +175,11 @@ class Runner:
         sys.modules["__main__"] = self._module
         self._send(Ready(self._pid))
         while True:
-            packet = b""
-            with contextlib.suppress(OSError):
+            try:
                 packet = os.read(self._control, MAX_PACKET)
-            if not packet:
+            except OSError:
+                os._exit(EXIT_CHANNEL)
+            if not packet:  # the owner is gone
                 os._exit(0)
             done = self.run(_cell.decode(packet))
             if self._forked or os.getpid() != self._pid:
