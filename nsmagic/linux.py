@@ -145,9 +145,7 @@ def _syscall(*, holding_the_interpreter: bool = False) -> ctypes._NamedFuncPoint
     if sys.platform != "linux" or platform.machine() not in _NUMBERS:
         raise NsmagicError(
             "nsmagic.linux makes system calls of Linux on x86_64 or aarch64, and this is "
-            f"{platform.system()} on "
-            f"{platform.machine()}. Use Docker, WSL2, Codespaces or Binder, where there is a Linux to talk "
-            "to."
+            f"{platform.system()} on {platform.machine()}. Use Docker, WSL2, Codespaces or Binder."
         )
     load = ctypes.PyDLL if holding_the_interpreter else ctypes.CDLL
     function = load(None, use_errno=True).syscall
@@ -219,7 +217,7 @@ def unshare(flags: int) -> None:
 
     Raises:
         LinuxError: EINVAL (several threads; a second CLONE_NEWPID), EPERM (no CAP_SYS_ADMIN), ENOSPC (a
-        limit).
+            limit).
 
     See unshare(2), namespaces(7), user_namespaces(7).
     """
@@ -235,7 +233,7 @@ def setns(fd: int, nstype: int = 0) -> None:
 
     Raises:
         LinuxError: EINVAL (wrong kind; several threads), EPERM (no CAP_SYS_ADMIN in the owning user
-        namespace).
+            namespace).
 
     See setns(2), pidfd_open(2).
     """
@@ -419,8 +417,7 @@ def umount2(target: Path, flags: int = 0) -> None:
 
     Args:
         target: the mount point.
-        flags: ``MNT_DETACH`` (out of sight now, gone when nobody uses it), ``MNT_FORCE``,
-        ``UMOUNT_NOFOLLOW`` …
+        flags: ``MNT_DETACH`` (out of sight now, gone when nobody uses it), ``MNT_FORCE`` …
 
     Raises:
         LinuxError: EINVAL (not a mount point, or a locked one), EBUSY (in use), EPERM.
@@ -454,8 +451,7 @@ def pivot_root(new_root: Path, put_old: Path) -> None:
 def chroot(path: Path) -> None:
     """Let the paths of this process begin at another folder.
 
-    The working directory stays where it is, which may be outside, and whoever has CAP_SYS_CHROOT gets out
-    again.
+    The working directory stays where it is, which may be outside; whoever has CAP_SYS_CHROOT gets out again.
 
     Raises:
         LinuxError: EPERM (no CAP_SYS_CHROOT), ENOENT, ENOTDIR.
@@ -472,8 +468,8 @@ def sethostname(name: str) -> None:
         name: at most 64 bytes.
 
     Raises:
-        LinuxError: EPERM (no CAP_SYS_ADMIN in the user namespace that owns the UTS namespace), EINVAL (too
-        long).
+        LinuxError: EPERM (no CAP_SYS_ADMIN in the user namespace that owns the UTS namespace), EINVAL
+            (too long).
 
     See sethostname(2), uts_namespaces(7).
     """

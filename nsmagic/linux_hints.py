@@ -180,7 +180,7 @@ def _no_right(failure: Failure, kind: str, capability: Capability = Capability.C
 
 
 def _no_path(failure: Failure) -> str:
-    missing = [path for path in failure.paths if path.startswith(b"/") and not os.path.exists(path)]  # noqa: PTH110
+    missing = [path for path in failure.paths if not os.path.exists(path)]  # noqa: PTH110
     if missing:
         return f"there is no {os.fsdecode(missing[0])!r} here; a path counts from this process' own root"
     return ""

@@ -2,7 +2,7 @@
 
 A scratch process is **not a container**.  It is a second Python of the user's own, single-threaded and
 disposable, in which system calls that would spoil a notebook's kernel can be tried.  It has limits against
-accidents and a lifeline; nothing else keeps it from the host.  See ``launcher.scratch`` for its side.
+accidents and a lifeline; nothing else keeps it from the host.  See ``launcher.guard`` for its side.
 
 Limits come from the strongest mechanism of ``cgroups``; where that lacks one, by a resource limit, which is
 weaker, and said.  Any thread may use a scratch process; its cells run one after the other.
@@ -44,7 +44,7 @@ DEFAULT_MEM: Final = 1024 * MIB
 DEFAULT_PIDS: Final = 64
 DEFAULT_TIMEOUT: Final = 60.0
 
-_BOOT: Final = "import sys; sys.path[:] = {path!r}; from nsmagic.launcher.scratch import main; main()"
+_BOOT: Final = "import sys; sys.path[:] = {path!r}; from nsmagic.launcher.guard import main; main()"
 _START_SECONDS: Final = 60.0
 _END_SECONDS: Final = 5.0
 _SAID: Final = 2000
@@ -61,6 +61,8 @@ class Scratch:
 
     Attributes:
         pid: the process' own.
+        cells: how many it has run.
+        reason: how it ended; empty while it lives.
         enforced: which limits hold and by what, in words.
         missing: which do not, and why.
 
@@ -120,8 +122,7 @@ class Scratch:
             self.missing.pop("mem", None)
             self.enforced["mem"] = f"RLIMIT_AS = {found[resource.RLIMIT_AS]}, of each process alone"
         if "pids" in self.missing and os.geteuid() != 0 and self._limits.pids is not None:
-            # It counts all processes and threads of the user, wherever they are, so those of today come on
-            # top.
+            # It counts all of the user's processes and threads, wherever they are: add those of now.
             found[resource.RLIMIT_NPROC] = _own_threads() + self._limits.pids + 2  # itself and its guard
             self.missing.pop("pids")
             self.enforced["pids"] = f"RLIMIT_NPROC = {found[resource.RLIMIT_NPROC]}, of all your processes"
@@ -146,17 +147,11 @@ class Scratch:
         config = {
             "lifeline": lifeline, "report": their_report, "control": theirs[2], "joins": joins,
             "group": -1 if group is None else group, "directories": list(self._group.directories),
-            "rlimits": rlimits, "path": sys.path,
+            "rlimits": rlimits, "path": [str(path) for path in sys.path],
         }  # fmt: skip
         try:
             self._guard = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-c",
-                    _BOOT.format(path=list(client.python_path())),
-                    json.dumps(config),
-                ],
+                [sys.executable, "-I", "-c", _BOOT.format(path=[*client.python_path()]), json.dumps(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=their_stdout,
                 stderr=their_stderr,
@@ -203,14 +198,16 @@ class Scratch:
             timeout: seconds; then the cell is interrupted, and where that does not help, the process killed.
 
         Raises:
-            ScratchError: the cell raised something, or the process died; ``reason`` is set in the latter
-            case.
+            ScratchError: the cell raised something, or the process died, and ``reason`` says how.
         """
-        if len(code.encode(errors="surrogatepass")) > side.MAX_CODE:
+        code = code.encode(errors="replace").decode()  # a front end may send half a character
+        if len(code.encode()) > side.MAX_CODE:
             raise ScratchError(
                 f"a scratch cell has at most {side.MAX_CODE} bytes; put the rest into a module"
             )
         with self._lock:
+            if self.reason:
+                raise ScratchError(f"scratch process {self.name!r} {self.reason}; it takes no more cells")
             self.cells += 1
             turn = Turn(self, sink, timeout)
             with contextlib.suppress(OSError):  # it died between two cells: its guard says how
@@ -229,8 +226,9 @@ class Scratch:
 
     def interrupt(self) -> None:
         """Send SIGINT, as Ctrl-C in a terminal: to the process and to the children in its group."""
-        with contextlib.suppress(OSError):
-            os.killpg(self.pid, signal.SIGINT)
+        if not turns.poll([self._pidfd], 0):  # it lives, so its number is its own
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGINT)
 
     def kill(self) -> None:
         """SIGKILL the process; its guard ends the rest."""

@@ -172,6 +172,9 @@ def test_an_error_whose_own_methods_fail(lab: Try) -> None:
     assert "Odd" in text
     assert "RecursionError" in lab.fails("def f(): f()\nf()")
     assert len(lab.fails("raise ValueError('y' * 100_000 + '\\udc80')")) < 3000
+    text = lab.fails("raise ValueError('\\n'.join(['😀' * 2000] * 1000))")
+    assert text.startswith("Traceback")
+    assert len(text.splitlines()) < 50
     assert lab.run("1") == "1\n"
 
 
@@ -229,6 +232,18 @@ def test_a_child_cannot_speak_on_the_channel(lab: Try) -> None:
         """
     assert lab.run(code) == "0\n"
     assert lab.run("7") == "7\n"
+
+
+def test_a_child_of_clone3_is_a_child_like_any_other(lab: Try) -> None:
+    code = "from nsmagic.linux import *\nimport os\nx = 1\npid = clone3()\nif pid == 0:\n    x = 2\nelse:\n    _ = os.waitpid(pid, 0)"
+    assert lab.run(code) == ""
+    assert "end a child with os._exit(0)" in lab.sink.text("stderr")
+    assert lab.run("x") == "1\n"
+
+
+def test_cells_are_compiled_as_they_are_written(lab: Try) -> None:
+    # Not with the future statements of our own files.
+    assert lab.run("def f(a: 1 + 1): pass\nf.__annotations__") == "{'a': 2}\n"
 
 
 def test_what_was_printed_before_a_fork_comes_once(lab: Try) -> None:
@@ -444,6 +459,7 @@ def test_a_closed_stream_costs_no_time(lab: Try) -> None:
 def test_a_death_between_two_cells_is_noticed(lab: Try) -> None:
     os.kill(lab.process.pid, signal.SIGKILL)
     assert "was killed by signal 9" in lab.fails("1")
+    assert "takes no more cells" in lab.fails("1")
 
 
 def test_a_killed_guard_takes_all_along(lab: Try) -> None:

@@ -1,19 +1,12 @@
-"""A scratch process: runs cells one after the other, with no isolation at all, and its guard.
+"""The scratch process: runs cells one after the other, with no isolation at all.
 
-    owner ── lifeline, report ── guard ── scratch process ── whatever its cells start
-      └───── cells, stdout, stderr ────────┘
+It joins its cgroup and then runs what the owner sends.  A cell may put it behind a chroot, into other
+namespaces, under a system-call filter.  So all that it needs is open and imported before: a channel that
+works by read(2) and write(2) alone, streams, what shows a traceback, and the usual modules of such cells.
 
-Both are one program, forked after all is imported.  The **guard** runs no cell.  It waits for the scratch
-process' end, which it reports, and for the owner's, which closes the lifeline; then it ends everything below
-it (it is a subreaper, so orphans come to it), and removes the cgroup directories.
-
-The **scratch process** joins its cgroup and then runs what the owner sends.  A cell may put it behind a
-chroot, into other namespaces, under a system-call filter.  So all that it needs is open and imported before:
-a channel that works by read(2) and write(2) alone, streams, what shows a traceback, and the usual modules of
-such cells.
-
-What the owner gets from here is the user's own, but is parsed typed and bounded like everything else.
-Knows ``strays`` and ``nsmagic.linux``; never the owner's side.
+Here are also its messages, and its guard's.  What the owner gets from here is the user's own, but is parsed
+typed and bounded like everything else.  Knows ``nsmagic.linux``, and never the owner's side; see ``guard``
+for its parent.
 """
 
 from __future__ import annotations
@@ -21,16 +14,11 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
-import ctypes
-import importlib
 import io
-import json
 import linecache
 import os
-import select
 import signal
 import sys
-import time
 import traceback
 import types
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -38,7 +26,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from nsmagic import linux, linux_hints
-from nsmagic.launcher import strays
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -46,25 +33,12 @@ if TYPE_CHECKING:
 MAX_PACKET: Final = 160 * 1024
 """Bytes of one message, either way; the kernel's default limit for a packet is 208 KiB."""
 MAX_CODE: Final = 128 * 1024
-MAX_LINE: Final = 500
-MAX_LINES: Final = 100
+MAX_LINE: Final = 800
+MAX_LINES: Final = 40
 _CONTROL: Final = 200
 """Where the channel's descriptor lies: out of the way of what cells open, close and copy to fixed numbers."""
-_PR_SET_CHILD_SUBREAPER: Final = 36
 EXIT_CHANNEL: Final = 75
 """The exit status of a scratch process that cannot answer any more."""
-_PF_FORKNOEXEC: Final = 0x40
-_REMOVAL_TRIES: Final = 400
-_REMOVAL_RETRY: Final = 0.005
-_CELLS_USE: Final = (
-    "argparse", "array", "base64", "collections", "copy", "ctypes.util", "dataclasses", "datetime",
-    "encodings.idna", "encodings.latin_1", "enum", "errno", "fcntl", "functools", "glob", "grp", "hashlib",
-    "inspect", "itertools", "json", "logging", "math", "mmap", "multiprocessing.context", "pathlib",
-    "platform", "pprint", "pwd", "random", "re", "resource", "select", "selectors", "shlex", "shutil",
-    "socket", "stat", "string", "struct", "subprocess", "tempfile", "textwrap", "threading", "time",
-    "typing", "uuid",
-)  # fmt: skip
-"""Modules of the standard library that a cell can import even where no file of it is to be seen any more."""
 
 
 class Cell(msgspec.Struct, frozen=True, tag="cell"):
@@ -233,8 +207,8 @@ def _compile(cell: Cell) -> list[types.CodeType]:
     shown: list[types.CodeType] = []
     if tree.body and isinstance(tree.body[-1], ast.Expr) and not cell.code.rstrip().endswith(";"):
         last = ast.Interactive([tree.body.pop()])
-        shown = [compile(last, cell.name, "single")]
-    return [compile(tree, cell.name, "exec"), *shown]
+        shown = [compile(last, cell.name, "single", dont_inherit=True)]
+    return [compile(tree, cell.name, "exec", dont_inherit=True), *shown]
 
 
 def _describe(error: BaseException) -> Done:
@@ -326,14 +300,14 @@ def _warm(runner: Runner) -> None:
     linecache.cache.pop("<warm>", None)
 
 
-def _be_scratch(config: dict[str, Any], control: int) -> NoReturn:
-    """The fork that runs cells."""
+def serve(config: dict[str, Any]) -> NoReturn:
+    """In the guard's fork: run cells; the keys of ``config`` are named in ``guard.main``."""
     os.setsid()  # so that an interrupt reaches it and its children, and nobody else
     import fcntl  # noqa: PLC0415 - Linux only, and the owner imports this module for its messages
     import resource  # noqa: PLC0415 - likewise
 
-    high = fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, _CONTROL)
-    for descriptor in (control, config["report"], config["lifeline"]):
+    high = fcntl.fcntl(config["control"], fcntl.F_DUPFD_CLOEXEC, _CONTROL)
+    for descriptor in (config["control"], config["report"], config["lifeline"]):
         os.close(descriptor)
     for join in config["joins"]:
         os.write(join, b"0")
@@ -354,89 +328,3 @@ def _be_scratch(config: dict[str, Any], control: int) -> NoReturn:
         runner.serve()
     finally:
         os._exit(1)
-
-
-# ---- the guard -----------------------------------------------------------------------------
-
-
-def _guard(child: int, config: dict[str, Any]) -> NoReturn:
-    """Wait for the ends of the scratch process and of the owner, and leave nothing."""
-    lifeline, report = config["lifeline"], config["report"]
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2, config["control"]):
-        os.dup2(null, descriptor, inheritable=False)
-    for descriptor in (*config["joins"], *([config["group"]] if config["group"] >= 0 else [])):
-        os.close(descriptor)
-    pidfd = os.pidfd_open(child)
-    poll = select.poll()
-    poll.register(lifeline, select.POLLHUP)
-    poll.register(pidfd, select.POLLIN)
-    if pidfd in dict(poll.poll()):
-        became = _became(child)
-        _, status = os.waitpid(child, 0)
-        _end_all(config["directories"])
-        with contextlib.suppress(OSError):
-            os.write(report, encode(Ended(status, became)))
-        # The owner still reads what the group has counted.
-        poll.unregister(pidfd)
-        poll.poll()
-    _end_all(config["directories"])
-    _remove(config["directories"])
-    os._exit(0)
-
-
-def _became(pid: int) -> str:
-    """The program that a dead child, not yet reaped, had become; empty where it never called execve(2).
-
-    The kernel marks a process that was forked and has run no other program since: ``flags`` in proc(5).
-    """
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - no path to speak of
-        before, _, after = file.read().rpartition(")")
-    flags = int(after.split()[6])
-    return "" if flags & _PF_FORKNOEXEC else before.partition("(")[2]
-
-
-def _remove(directories: list[str]) -> None:
-    """Remove the cgroup directories: first our own, then the bases, which others may still use."""
-    for directory in directories:
-        for _ in range(_REMOVAL_TRIES):
-            try:
-                os.rmdir(directory)  # noqa: PTH106 - a plain path from the owner
-            except FileNotFoundError:
-                break
-            except OSError:
-                # EBUSY: other groups lie in it, or the last process is not quite gone, and no event says
-                # when.
-                if _has_groups(directory):
-                    break
-                time.sleep(_REMOVAL_RETRY)
-            else:
-                break
-
-
-def _has_groups(directory: str) -> bool:
-    with contextlib.suppress(OSError):
-        return any(entry.is_dir() for entry in os.scandir(directory))
-    return False
-
-
-def _end_all(directories: list[str]) -> None:
-    """End all that the scratch process has started; what forks all the time must not grow back meanwhile."""
-    for directory in directories:
-        if directory.rpartition("/")[2].startswith("c"):  # a group, not the base of groups
-            with contextlib.suppress(OSError), open(f"{directory}/pids.max", "w", encoding="ascii") as file:  # noqa: PTH123
-                file.write("0")
-    strays.end_all(set())
-
-
-def main() -> NoReturn:
-    """Run both; the last argument is JSON, whose keys ``nsmagic.scratch`` names."""
-    config = json.loads(sys.argv[-1])
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    for name in _CELLS_USE:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    child = os.fork()
-    if child == 0:
-        _be_scratch(config, config["control"])
-    _guard(child, config)
