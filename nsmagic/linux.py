@@ -25,6 +25,7 @@ import os
 import platform
 import signal
 import sys
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from nsmagic import linux_constants, linux_hints
@@ -564,7 +565,8 @@ def prctl(option: int, arg2: int | str = 0, arg3: int = 0, arg4: int = 0, arg5: 
     See prctl(2), and PR_SET_NO_NEW_PRIVS(2const) and its like.
     """
     known = {int(each): each.name for each in Prctl}
-    shown = ", ".join([known.get(option, str(option)), *map(str, (arg2, arg3, arg4, arg5))])
+    values = (known.get(option, option), arg2, arg3, arg4, arg5)
+    shown = ", ".join(value.name if isinstance(value, IntEnum) else str(value) for value in values)
     word = _path(arg2) if isinstance(arg2, str) else arg2
     return _call("prctl", option, word, arg3, arg4, arg5, shown=shown)
 

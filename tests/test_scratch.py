@@ -364,6 +364,17 @@ def test_memory_has_a_limit(start: Callable[..., Try]) -> None:
         assert lab.run("1") == "1\n"
 
 
+def test_it_is_in_its_groups_and_its_guard_is_not(lab: Try) -> None:
+    directories = lab.process._group.directories
+    leaves = [each for each in directories if os.path.basename(each).startswith("c")]
+    if not leaves:
+        pytest.skip("host: no cgroup that may be written to")
+    for leaf in leaves:
+        assert Path(leaf, "cgroup.procs").read_text().split() == [str(lab.process.pid)]
+    lab.process.stop()
+    assert not any(map(os.path.exists, leaves))
+
+
 def test_processes_have_a_limit(start: Callable[..., Try]) -> None:
     lab = start(pids=5, best_effort=True)
     if "pids" in lab.process.missing:
