@@ -88,7 +88,7 @@ class Scratch:
         choice = self._choose(best_effort=best_effort)
         self._group = choice.create()
         try:
-            self._start(self._rlimits(choice))
+            self._start(self._rlimits(choice), choice)
         except BaseException:
             self._group.remove()
             raise
@@ -132,7 +132,7 @@ class Scratch:
             for kind, value in found.items()
         ]
 
-    def _start(self, rlimits: list[tuple[int, int]]) -> None:
+    def _start(self, rlimits: list[tuple[int, int]], choice: Choice) -> None:
         joins, group = self._group.open_joins(), self._group.open_directory()
         lifeline, our_lifeline = os.pipe()
         report, their_report = os.pipe()
@@ -165,6 +165,10 @@ class Scratch:
             for descriptor in (*theirs, their_stdout, their_stderr):
                 os.close(descriptor)
         try:
+            # Groups may lie elsewhere than this process; then the guard goes there before it forks.
+            choice.mechanism.admit(self._guard.pid)
+            with contextlib.suppress(OSError):  # it is dead: what it printed says why
+                self.ends.control.send(side.GO)
             self.pid = self._wait_ready()
             self._pidfd = os.pidfd_open(self.pid)
         except BaseException:

@@ -139,6 +139,8 @@ def main() -> NoReturn:
     for name in _CELLS_USE:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    if os.read(config["control"], len(scratch.GO)) != scratch.GO:
+        os._exit(0)
     child = os.fork()
     if child == 0:
         scratch.serve(config)

@@ -37,6 +37,8 @@ MAX_LINE: Final = 800
 MAX_LINES: Final = 40
 _CONTROL: Final = 200
 """Where the channel's descriptor lies: out of the way of what cells open, close and copy to fixed numbers."""
+GO: Final = b"go"
+"""Owner → guard, once: fork the scratch process now."""
 EXIT_CHANNEL: Final = 75
 """The exit status of a scratch process that cannot answer any more."""
 
