@@ -69,13 +69,15 @@ def __getattr__(name: str) -> object:
 
 def load_ipython_extension(ipython: object) -> None:
     """``%load_ext nsmagic``: add the magics, and start the launcher in the background."""
-    from nsmagic.magics import load  # noqa: PLC0415 - only in IPython
+    from nsmagic import magics, scratch_magics  # noqa: PLC0415 - only in IPython
 
-    load(ipython)
+    magics.load(ipython)
+    scratch_magics.load(ipython)
 
 
 def unload_ipython_extension(ipython: object) -> None:
     """``%unload_ext nsmagic``: end the launcher and all its containers."""
-    from nsmagic.magics import unload  # noqa: PLC0415 - only in IPython
+    from nsmagic import magics, scratch_magics  # noqa: PLC0415 - only in IPython
 
-    unload(ipython)
+    scratch_magics.unload()
+    magics.unload(ipython)

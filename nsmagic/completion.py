@@ -1,4 +1,4 @@
-"""Tab completion of options behind ``%%contain``, ``%contain`` and ``%contain_config``."""
+"""Tab completion of the options of ``%%contain``, ``%contain``, ``%contain_config``, ``%%scratch``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 
 from nsmagic import options
 
-_LINE: Final = re.compile(r"\s*(%%contain|%contain_config|%contain)\s(.*)", re.DOTALL)
+_LINE: Final = re.compile(r"\s*(%%contain|%contain_config|%contain|%%scratch\s+\w+)\s(.*)", re.DOTALL)
+
+_SCOPES: Final = {"%contain_config": options.CONFIG_SCOPES, "%%scratch": options.SCRATCH_SCOPES}
 
 
 def candidates(line: str) -> list[str]:
@@ -21,7 +23,7 @@ def candidates(line: str) -> list[str]:
     match = _LINE.match(line)
     if not match:
         return []
-    scopes = options.CONFIG_SCOPES if match[1] == "%contain_config" else options.MAGIC_SCOPES
+    scopes = _SCOPES.get(match[1].split()[0], options.MAGIC_SCOPES)
     known = {flag: option for option in options.of(scopes) for flag in option.flags}
     words = match[2].split(" ")
     word, before = words[-1], words[-2] if len(words) > 1 else ""

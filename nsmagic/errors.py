@@ -119,3 +119,19 @@ class RunError(NsmagicError):
             return [f"nsmagic: {self}"]
         lines = list(failure.traceback)
         return lines if failure.ename in str(self) else [*lines, f"nsmagic: {self}"]
+
+
+class ScratchError(NsmagicError):
+    """A scratch process could not be started, or died, or its cell raised something.
+
+    Attributes:
+        traceback: the cell's own, line by line; empty where the process is what failed.
+    """
+
+    def __init__(self, message: str, traceback: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.traceback = traceback or []
+
+    def _render_traceback_(self) -> list[str]:
+        """The cell's own traceback, or else the reason on one line."""
+        return [*self.traceback, *([] if str(self) in "\n".join(self.traceback) else [f"nsmagic: {self}"])]

@@ -163,7 +163,8 @@ class BackgroundRun:
         return f"<contained cell: {self.result.describe() if self.result else self.error}>"
 
 
-def _document(text: str, scopes: tuple[str, ...]) -> str:
+def document(text: str, scopes: tuple[str, ...]) -> str:
+    """What ``%%magic?`` shows: a text, and the options from the table."""
     lines = [text, "", "Options:", ""]
     for option in options.of(scopes):
         head = ", ".join(option.flags) + (f" {option.metavar}" if option.metavar else "")
@@ -190,7 +191,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
         else:
             self._run(given, {"kind": "cell", "code": cell})
 
-    contain.__doc__ = _document(
+    contain.__doc__ = document(
         "Run this cell in a fresh container.\n\n"
         "    %%contain [options]                 the cell is Python\n"
         "    %%contain [options] PROGRAM ARG...  the cell is the program's standard input\n\n"
@@ -211,7 +212,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
             raise SpecError("%contain", "needs code: %contain [options] CODE; see %contain?")
         self._run(given, {"kind": "cell", "code": code})
 
-    contain_line.__doc__ = _document(
+    contain_line.__doc__ = document(
         "Run one line of Python in a fresh container.\n\n    %contain [options] CODE", options.MAGIC_SCOPES
     )
 
@@ -337,7 +338,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
             rows = [(options.BY_NAME[name].flag, str(value)) for name, value in self.defaults.items()]
             display(views.bundle(rows or [("defaults", "as installed")]), raw=True)
 
-    contain_config.__doc__ = _document(
+    contain_config.__doc__ = document(
         "Set the session's defaults for %%contain; without options, show them.", options.CONFIG_SCOPES
     )
 

@@ -17,7 +17,9 @@ from nsmagic.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Scope = Literal["container", "job", "view", "magic", "line", "command", "kernel", "supervisor", "install"]
+Scope = Literal[
+    "container", "job", "view", "magic", "line", "command", "kernel", "supervisor", "install", "scratch"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Option:
         scope: ``container`` and ``job`` options are everywhere; ``view`` ones are of ``%%contain`` and
             ``nsmagic run``; ``magic`` ones of ``%%contain``;
             ``line`` ones of ``%contain_config``; ``command`` ones of ``nsmagic run``; ``kernel`` ones of
-            kernels, ``supervisor`` ones of what a kernel spec starts, ``install`` ones of ``nsmagic kernel``.
+            kernels, ``supervisor`` ones of what a kernel spec starts, ``install`` ones of ``nsmagic kernel``;
+            ``scratch`` ones of ``%%scratch``.
         default: in words, for the docs; empty where there is none.
         many: whether it may be given more than once.
         choices: values to complete.
@@ -203,6 +206,14 @@ OPTIONS: Final = (
            "Let widgets, which bring scripts to the front end, and the debugger through.", "install"),
     Option("replace", ("--replace",), "", _switch,
            "Replace a kernel of ours, or go before another program's of that name.", "install"),
+    Option("scratch_mem", ("--mem", "-m"), "SIZE", spec.parse_mem,
+           "Memory limit of the scratch process and its children.", "scratch", "1G"),
+    Option("scratch_pids", ("--pids",), "N", spec.parse_count,
+           "Processes and threads at once, on top of itself.", "scratch", "64"),
+    Option("scratch_timeout", ("--timeout", "-t"), "TIME", spec.parse_duration,
+           "Wall-clock limit of this cell, which is then interrupted, or killed.", "scratch", "60s"),
+    Option("scratch_best_effort", ("--best-effort",), "", _switch,
+           "Take weaker limits than those asked for where the host has no better ones.", "scratch"),
 )  # fmt: skip
 """Every option, in the order in which the docs list them."""
 
@@ -214,6 +225,7 @@ CONFIG_SCOPES: Final = ("container", "job", "line")
 COMMAND_SCOPES: Final = ("container", "job", "view", "command")
 KERNEL_SCOPES: Final = ("container", "job", "kernel", "supervisor")
 INSTALL_SCOPES: Final = ("container", "job", "kernel", "install")
+SCRATCH_SCOPES: Final = ("scratch",)
 
 
 def of(scopes: Iterable[str]) -> tuple[Option, ...]:

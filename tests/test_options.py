@@ -28,7 +28,12 @@ def error(tokens: list[str], scopes: tuple[str, ...] = MAGIC) -> str:
 
 
 def test_no_flag_and_no_name_is_used_twice() -> None:
-    for scopes in (options.MAGIC_SCOPES, options.CONFIG_SCOPES, options.COMMAND_SCOPES):
+    for scopes in (
+        options.MAGIC_SCOPES,
+        options.CONFIG_SCOPES,
+        options.COMMAND_SCOPES,
+        options.SCRATCH_SCOPES,
+    ):
         flags = [flag for option in options.of(scopes) for flag in option.flags]
         assert len(flags) == len(set(flags))
     assert len(options.BY_NAME) == len(options.OPTIONS)
