@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from nsmagic.container import Container
-from nsmagic.errors import NsmagicError
+from nsmagic.errors import HostError, NsmagicError
 from nsmagic.firewall import StreamCleaner
 from nsmagic.kernel import wire
 from nsmagic.kernel.zmtp import Peer, ProtocolError, TooLarge
@@ -332,7 +332,14 @@ def make_container(settings: Settings) -> Container:
     """
     spec = settings.spec
     if "mount" in spec.namespaces:
-        return Container(replace(spec, sockets=SOCKETS), keep=False).start()
+        container = Container(replace(spec, sockets=SOCKETS), keep=False)
+        if not container.namespaces:
+            # --best-effort runs single jobs without any, under a filter that lets nobody listen.
+            raise HostError(
+                "A kernel", "it listens on sockets, and without a container none can be made",
+                "Use a host that can build containers; nsmagic doctor says what is missing here.",
+            )  # fmt: skip
+        return container.start()
     # Without a mount namespace it has no file system of its own: the sockets lie in a folder of the host.
     folder = tempfile.mkdtemp(prefix="nsmagic-")
     try:

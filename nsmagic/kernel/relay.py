@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic.firewall.messages import MessageFilter
+from nsmagic.firewall.messages import REMEDY, MessageFilter
 from nsmagic.kernel import refusal, wire
 from nsmagic.kernel.zmtp import TooLarge
 from nsmagic.result import seconds_text, size_text
@@ -36,7 +36,15 @@ _MOST_ASKED: Final = 32
 _ERROR_BYTES: Final = 256 << 10
 """Of an error that is shown although its cell's output limit is reached."""
 
+_WRAPPED_REMEDY: Final = (
+    "To allow it: nsmagic kernel wrap {} --widgets, and choose that kernel; only for code that you trust."
+)
 _ABORTED: Final = {"status": "aborted", "payload": [], "user_expressions": {}}
+
+
+def _filter(settings: Settings) -> MessageFilter:
+    remedy = _WRAPPED_REMEDY.format(settings.name) if settings.argv else REMEDY
+    return MessageFilter(settings.policy, language=settings.language, remedy=remedy)
 
 
 class Relay:
@@ -65,12 +73,12 @@ class Relay:
         self._settings = settings
         self._interrupt = interrupt
         self._failed = failed
-        self._filter = MessageFilter(settings.policy, language=settings.language)
+        self._filter = _filter(settings)
         self._stray_room = settings.job.output_limit
 
     def begin(self) -> None:
         """Forget what an earlier inner kernel was in the middle of saying."""
-        self._filter = MessageFilter(self._settings.policy, language=self._settings.language)
+        self._filter = _filter(self._settings)
 
     def refill(self) -> None:
         """Give output that belongs to no request new room: once for each request that is sent on."""
