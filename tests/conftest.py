@@ -52,6 +52,23 @@ def _no_container() -> str:
     return ""
 
 
+@functools.cache
+def _doctor() -> dict[str, Any]:
+    """What the doctor says, by feature."""
+    from nsmagic import host
+
+    return {row.feature: row for row in host.examine()}
+
+
+def _does_not_work(features: tuple[str, ...]) -> str:
+    """The doctor's own reason why one of these features cannot be relied on here; empty where all can."""
+    for feature in features:
+        row = _doctor().get(feature)
+        if row is not None and row.status != "works":
+            return f"host: {feature} is {row.status}: {row.detail}"
+    return ""
+
+
 def lacks(marker: str) -> str:
     """Why a test with this marker cannot run here; empty where it can."""
     if marker == "root" and os.geteuid() != 0:
@@ -77,7 +94,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if not sys.platform.startswith("linux"):
         return
     for marker in item.iter_markers():
-        if reason := lacks(marker.name):
+        if reason := lacks(marker.name) or (marker.name == "works" and _does_not_work(marker.args)):
             pytest.skip(reason)
 
 

@@ -232,6 +232,7 @@ def test_two_containers_do_not_share_a_pids_limit(keep: Any) -> None:
     assert [container.run(twelve).stdout for container in (first, second, first)] == ["12\n"] * 3
 
 
+@pytest.mark.works("fresh /proc")
 def test_what_a_job_left_running_is_gone_before_the_next_begins(keep: Any) -> None:
     """Not only killed: a process that is still on its way out counts for the limit, and so for the next job."""
     container = keep(pids=16)
@@ -326,6 +327,7 @@ def test_the_default_output_limit_holds() -> None:
     assert len(result.stdout_bytes) == 16 << 20
 
 
+@pytest.mark.works("copy-on-write")
 def test_disk_limit_is_an_error_inside() -> None:
     code = """
 import errno
@@ -372,6 +374,7 @@ except OSError as error:
     assert int(made) < 4100
 
 
+@pytest.mark.works("copy-on-write")
 def test_a_sparse_file_costs_nothing_and_harms_nobody() -> None:
     code = (
         "import os\nos.truncate(os.open('f', os.O_CREAT | os.O_RDWR), 1 << 40)\nprint(os.stat('f').st_blocks)"

@@ -118,6 +118,7 @@ FACTS: Final[dict[str, Callable[[re.Match[str]], bool]]] = {
     r"no systemd with cgroup v2\b": _has_systemd,
     r"no user namespaces\b": _has_user_namespaces,
     r"no container\b": _has_user_namespaces,
+    r"(?:fresh /proc|copy-on-write) is ": _has_user_namespaces,
     r"no program (\S+)": lambda reason: shutil.which(reason[1]) is not None,
     r"Linux older than (\d+)\.(\d+)": _has_linux,
     r"not (x86_64|aarch64)\b": lambda reason: platform.machine() == reason[1],
