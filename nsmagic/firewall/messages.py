@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from nsmagic.firewall import fields, outputs, replies, widgets
 from nsmagic.firewall.outputs import Rules
-from nsmagic.firewall.text import StreamCleaner, without_crowds
+from nsmagic.firewall.text import StreamCleaner
 
 Policy = Literal["safe", "widgets"]
 Channel = Literal["shell", "control", "stdin", "iopub"]
@@ -160,7 +160,7 @@ class MessageFilter:
         self._cleaners[key] = cleaner
         if len(self._cleaners) > _MAX_STREAMS:
             del self._cleaners[next(iter(self._cleaners))]
-        cleaned = cleaner.feed_text(without_crowds(text[:MAX_STREAM]))
+        cleaned = cleaner.feed_text(text[:MAX_STREAM])
         if len(text) > MAX_STREAM:
             cleaned += f"\n… ({len(text) - MAX_STREAM} more characters)\n"
         return {"name": name, "text": cleaned} if cleaned else None

@@ -166,7 +166,7 @@ class StreamCleaner:
         """Do as ``feed`` for a stream that comes as text; one stream is fed with either, not with both."""
         if not self._held and _is_clean(text):
             return text
-        return self._certain(text)
+        return self._certain(without_crowds(text))
 
     def _certain(self, text: str) -> str:
         """Return what is certain by now, cleaned; hold back an unfinished sequence at the end."""
