@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import NoReturn
 
 CONNECTION_FILE: Final = "connection.json"
@@ -37,6 +38,10 @@ _WARM: Final[tuple[str, ...]] = (
     "comm",
 )
 """What an ipykernel imports until it has answered its first requests."""
+
+
+_PIECE: Final = 1 << 19
+"""Characters of output in one message."""
 
 
 def warm(*, debugger: bool) -> list[tuple[str, str]]:
@@ -83,6 +88,7 @@ def serve_ipykernel(connection_file: str) -> NoReturn:
 
     # What python(1) would have made; it is what the user's code is run in.
     sys.argv[:] = ["nsmagic-kernel"]
+    _send_in_pieces()
     app = IPKernelApp.instance()
     app.initialize(
         [
@@ -106,6 +112,25 @@ def serve_ipykernel(connection_file: str) -> NoReturn:
     app.shell.register_magic_function(isolation, "line", "isolation")
     app.start()
     _end(0)
+
+
+def _send_in_pieces() -> None:
+    """Have much output sent in several messages: while one passes the supervisor, the next is being made.
+
+    ipykernel has no setting for that, so it is its buffers' content that is cut.
+    """
+    from ipykernel.iostream import OutStream  # noqa: PLC0415 - imported in the launcher
+
+    whole = getattr(OutStream, "_flush_buffers", None)
+    if whole is None:
+        return
+
+    def pieces(stream: Any) -> Iterator[tuple[Any, str]]:
+        for parent, text in whole(stream):
+            for start in range(0, len(text), _PIECE):
+                yield parent, text[start : start + _PIECE]
+
+    OutStream._flush_buffers = pieces  # noqa: SLF001 - see above
 
 
 def _end(status: int) -> NoReturn:
