@@ -40,7 +40,7 @@ _WARM: Final[tuple[str, ...]] = (
 """What an ipykernel imports until it has answered its first requests."""
 
 
-_PIECE: Final = 1 << 19
+_PIECE: Final = 1 << 18
 """Characters of output in one message."""
 
 
