@@ -252,9 +252,8 @@ class Container:
         assert self._launcher is not None  # noqa: S101 - likewise
         try:
             self._group.set_limits(wanted._plan.choice.limits)
-        except (
-            HostError
-        ):  # one made for these limits may be able to: cgroup v1 cannot add a share of CPU time later
+        except HostError:
+            # One made for these limits may be able to: cgroup v1 cannot add a share of CPU time later.
             return False
         self.spec, self._plan = wanted.spec, wanted._plan
         with contextlib.suppress(LauncherError):  # more binds than a packet takes; who builds anew is told

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nsmagic.kernel.frontend import Channel
     from nsmagic.kernel.wire import Message
 
@@ -173,10 +171,6 @@ class Requests:
     def began(self, request: Request) -> float:
         """When a running cell began, by what we know: it was sent on, and the one before it had ended."""
         return max(request.forwarded or 0.0, self._free.get(request.subshell, 0.0))
-
-    def waiting(self) -> Iterator[Request]:
-        """Those that no inner kernel has been told of, in order."""
-        return (request for request in list(self.open.values()) if request.forwarded is None)
 
     def shells_are_free(self) -> bool:
         """Whether no cell is on its way through the inner kernel, and nothing of the last ones is either.
