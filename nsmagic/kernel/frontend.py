@@ -23,7 +23,7 @@ from nsmagic.errors import SpecError
 from nsmagic.kernel import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from nsmagic.kernel.requests import Request
 
@@ -36,6 +36,11 @@ _LINGER_MS: Final = 1000
 _PUBLISH_QUEUE: Final = 20_000
 _SEEN: Final = 4096
 _WELCOME_BYTES: Final = 1024
+# Plain numbers: the enumeration's own operators take longer than a frame's way through the socket.
+_NO_WAIT: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_IN: Final = int(zmq.POLLIN)
+_EVENTS: Final = zmq.EVENTS
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,10 @@ class FrontEnd:
         # A subscription holds from when we say so, which is just before its welcome: that comes first.
         self._iopub.xpub_manual = 1
         self._iopub.sndhwm = _PUBLISH_QUEUE
+        everyone = (*self._sockets.values(), self._iopub)
+        self._by_descriptor: dict[int, zmq.Socket[bytes]] = {each.fileno(): each for each in everyone}
+        self._used = set(everyone)
+        self._ready: set[zmq.Socket[bytes]] = set()
         self._heartbeat = _Heartbeat(connection)
 
     def _bind(self, kind: int, port: str) -> zmq.Socket[bytes]:
@@ -129,10 +138,29 @@ class FrontEnd:
         _bind(socket, self.connection, port)
         return socket
 
-    def register(self, poller: zmq.Poller) -> None:
-        """Have a poller look at what comes in."""
-        for socket in (*self._sockets.values(), self._iopub):
-            poller.register(socket, zmq.POLLIN)
+    @property
+    def descriptors(self) -> Collection[int]:
+        """To poll for input.  Each tells of news once, so ``look`` must be asked before every wait."""
+        return self._by_descriptor.keys()
+
+    def look(self, events: Collection[int] = ()) -> bool:
+        """See what has come; whether anything has.
+
+        Only sockets that may have news are asked: asking takes a system call or two each, and zmq_poll(3),
+        which asks all of them twice, took as long as all that the supervisor does with a message.  See
+        ZMQ_FD in zmq_getsockopt(3): a socket that was used since may have taken its own news along.
+
+        Args:
+            events: descriptors that have input.
+        """
+        for each in events:
+            if each in self._by_descriptor:
+                self._used.add(self._by_descriptor[each])
+        for socket in self._used:
+            if int(socket.get(_EVENTS)) & _IN:
+                self._ready.add(socket)
+        self._used.clear()
+        return bool(self._ready)
 
     # ---- in ---------------------------------------------------------------------
 
@@ -140,9 +168,11 @@ class FrontEnd:
         """The messages that have come, control first; some at a time, so that no channel starves another."""
         for channel in _CHANNELS:
             socket = self._sockets[channel]
+            if not self._is_ready(socket):
+                continue
             for _ in range(_BATCH):
                 try:
-                    frames = socket.recv_multipart(zmq.NOBLOCK)
+                    frames = socket.recv_multipart(_NO_WAIT)
                 except zmq.Again:
                     break
                 with contextlib.suppress(wire.WireError):  # without the key it is nobody's message
@@ -164,11 +194,21 @@ class FrontEnd:
             self._seen.popitem(last=False)
         return True
 
+    def _is_ready(self, socket: zmq.Socket[bytes]) -> bool:
+        """Whether something was seen to have come; it is going to be read, so that is looked at anew."""
+        if socket not in self._ready:
+            return False
+        self._ready.remove(socket)
+        self._used.add(socket)
+        return True
+
     def welcome(self) -> None:
         """Greet new subscribers: from now on they miss nothing."""
+        if not self._is_ready(self._iopub):
+            return
         with contextlib.suppress(zmq.Again):
             for _ in range(_BATCH):
-                event = self._iopub.recv(zmq.NOBLOCK)
+                event = self._iopub.recv(_NO_WAIT)
                 topic = event[1:]
                 if event[:1] == b"\x00":
                     self._iopub.setsockopt(zmq.UNSUBSCRIBE, topic)
@@ -194,8 +234,7 @@ class FrontEnd:
         self._send("stdin", request.identities, frames)
 
     def _send(self, channel: Channel, identities: list[bytes], frames: list[bytes]) -> None:
-        with contextlib.suppress(zmq.Again):
-            self._sockets[channel].send_multipart([*identities, *frames], zmq.NOBLOCK)
+        self._send_frames(self._sockets[channel], [*identities, *frames])
 
     def publish(self, msg_type: str, content: object, *, parent: bytes = b"{}", metadata: object = None,
                 buffers: list[bytes] | None = None) -> None:  # fmt: skip
@@ -212,8 +251,15 @@ class FrontEnd:
         self._publish(f"kernel.{self._writer.session}.{msg_type}".encode(), frames)
 
     def _publish(self, topic: bytes, frames: list[bytes]) -> None:
+        self._send_frames(self._iopub, [topic, *frames])
+
+    def _send_frames(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
+        """Send one message; whoever does not take it misses it."""
+        self._used.add(socket)
         with contextlib.suppress(zmq.Again):
-            self._iopub.send_multipart([topic, *frames], zmq.NOBLOCK)
+            for frame in frames[:-1]:
+                socket.send(frame, _MORE)
+            socket.send(frames[-1], _NO_WAIT)
 
     def close(self) -> None:
         """Send what is still to be sent, a second at most, and let go of the ports."""

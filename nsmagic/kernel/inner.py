@@ -30,7 +30,7 @@ from nsmagic.kernel import wire
 from nsmagic.kernel.zmtp import Peer, ProtocolError, TooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from nsmagic.firewall import Filtered
     from nsmagic.kernel.settings import Settings
@@ -224,9 +224,15 @@ class InnerKernel:
         """Whether more has been read than was given: then there is no event to wait for."""
         return any(peer.behind for peer in self.peers.values())
 
-    def read(self) -> Iterator[tuple[InnerChannel, wire.Message | TooLarge]]:
-        """What has come; of each channel for a short time, so that none starves another, nor a front end."""
+    def read(self, events: Collection[int]) -> Iterator[tuple[InnerChannel, wire.Message | TooLarge]]:
+        """What has come; of each channel for a short time, so that none starves another, nor a front end.
+
+        Args:
+            events: descriptors of channels on which something has come.
+        """
         for channel, peer in list(self.peers.items()):
+            if not peer.behind and peer.fileno() not in events:
+                continue
             end = time.monotonic() + _TURN_SECONDS
             while self.peers.get(channel) is peer:
                 for frames in self._read_once(channel, peer):

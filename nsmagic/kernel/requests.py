@@ -93,7 +93,8 @@ class Request:
 
     def let_go(self) -> None:
         """Forget what it carries, which may be large."""
-        self.message = replace(self.message, parts=self.message.parts[:1], buffers=[])
+        if len(self.message.parts) > 1:
+            self.message = replace(self.message, parts=self.message.parts[:1], buffers=[])
 
     @property
     def weight(self) -> int:

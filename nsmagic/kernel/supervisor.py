@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import time
 from collections import deque
@@ -31,7 +32,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-import zmq
 
 from nsmagic.errors import NsmagicError
 from nsmagic.kernel import isolation, refusal, usage, wire
@@ -40,6 +40,8 @@ from nsmagic.kernel.relay import OWN_ANSWERS, Relay
 from nsmagic.kernel.requests import Request, Requests
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from nsmagic.container import Container
     from nsmagic.kernel.frontend import Channel, FrontEnd
     from nsmagic.kernel.inner import InnerChannel
@@ -110,8 +112,8 @@ class Supervisor:
         self.left = isolation.LeftFiles()
         self._ending: tuple[Request | None, bool, float] | None = None
         self._done = False
-        self._poller = zmq.Poller()
-        self._polled: set[int] = set()
+        self._poll = select.poll()
+        self._polled: dict[int, int] = {}
         self._wake_read, self._wake_write = os.pipe()
         self._server = _watch_server()
         os.set_blocking(self._wake_read, False)
@@ -131,20 +133,19 @@ class Supervisor:
             signal.signal(number, self._end_at_once)
         # Ctrl-C in a terminal goes to everybody in it; a front end interrupts by message.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._front.register(self._poller)
-        self._poller.register(self._wake_read, zmq.POLLIN)
-        if self._server is not None:
-            self._poller.register(self._server, zmq.POLLIN)
+        for descriptor in (*self._front.descriptors, self._wake_read, self._server):
+            if descriptor is not None:
+                self._poll.register(descriptor, select.POLLIN)
         self._front.publish("status", {"execution_state": "starting"})
         try:
             if not self.refuses:
                 self._start()
             while not self._done:
-                self._wait()
+                events = self._wait()
                 for channel, message in self._front.receive():
                     self._take(channel, message)
                 self._front.welcome()
-                self._listen()
+                self._listen(events)
                 self._pump()
                 self._check_clocks()
         finally:
@@ -159,24 +160,28 @@ class Supervisor:
         with contextlib.suppress(OSError):
             os.write(self._wake_write, b"\0")
 
-    def _wait(self) -> None:
+    def _wait(self) -> dict[int, int]:
+        """Wait for something to do; the descriptors that have events, and which."""
         wanted = {}
         for peer in self._inner.peers.values() if self._inner is not None else ():
-            wanted[peer.fileno()] = zmq.POLLIN | (zmq.POLLOUT if peer.wants_write else 0)
-        for descriptor in self._polled - wanted.keys():
-            self._poller.unregister(descriptor)
-        for descriptor, flags in wanted.items():
-            self._poller.register(descriptor, flags)
-        self._polled = set(wanted)
-        events = dict(self._poller.poll(self._timeout_ms()))
+            wanted[peer.fileno()] = select.POLLIN | (select.POLLOUT if peer.wants_write else 0)
+        if wanted != self._polled:
+            for descriptor in self._polled.keys() - wanted.keys():
+                self._poll.unregister(descriptor)
+            for descriptor, flags in wanted.items():
+                self._poll.register(descriptor, flags)
+            self._polled = wanted
+        events = dict(self._poll.poll(0 if self._front.look() else self._timeout_ms()))
+        self._front.look(events)
         if self._server is not None and self._server in events:
             self._done = True  # nobody is left who could end us
         if self._wake_read in events:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
         for peer in self._inner.peers.values() if self._inner is not None else ():
-            if events.get(peer.fileno(), 0) & zmq.POLLOUT:
+            if events.get(peer.fileno(), 0) & select.POLLOUT:
                 peer.write()
+        return events
 
     def _timeout_ms(self) -> int | None:
         inner = self._inner
@@ -230,21 +235,21 @@ class Supervisor:
         for request in list(self._requests.open.values()):
             self._answer_refused(request)
 
-    def _listen(self) -> None:
+    def _listen(self, events: Collection[int]) -> None:
         """Take what the inner kernel has sent, and see whether it lives."""
         inner = self._inner
         if inner is None:
             return
         if not inner.ready and not inner.over:
             inner.connect()
-        self._relay_all(inner)
+        self._relay_all(inner, events)
         if inner.over:
             self._bury(inner)
         else:
             inner.end_if_broken()
 
-    def _relay_all(self, inner: InnerKernel) -> None:
-        for channel, message in inner.read():
+    def _relay_all(self, inner: InnerKernel, events: Collection[int]) -> None:
+        for channel, message in inner.read(events):
             try:
                 self._relay.relay(channel, message)
             except Exception as error:  # noqa: BLE001 - the inner kernel chose the data: what it breaks is its own end
@@ -255,7 +260,7 @@ class Supervisor:
         """The inner kernel is dead: tell whoever ran, abort whoever waits, start another."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         while inner.peers and time.monotonic() < deadline:  # what it sent before its end is still there
-            self._relay_all(inner)
+            self._relay_all(inner, [peer.fileno() for peer in inner.peers.values()])
         self._inner = None
         inner.stop()
         if self._ending is not None:

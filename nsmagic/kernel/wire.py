@@ -95,20 +95,19 @@ class Key:
     def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
         if not scheme.startswith("hmac-"):
             raise ValueError(f"signature scheme {scheme!r} is not hmac-…")
-        self._mac = hmac.new(key, digestmod=scheme.removeprefix("hmac-")) if key else None
+        self._key = key
+        self._digest = scheme.removeprefix("hmac-")
+        hmac.digest(key, b"", self._digest)
 
     def sign(self, parts: list[bytes]) -> bytes:
         """The signature of the four parts."""
-        if self._mac is None:
+        if not self._key:
             return b""
-        mac = self._mac.copy()
-        for part in parts:
-            mac.update(part)
-        return mac.hexdigest().encode()
+        return hmac.digest(self._key, b"".join(parts), self._digest).hex().encode()
 
     def right(self, signature: bytes, parts: list[bytes]) -> bool:
         """Whether a signature is right."""
-        return self._mac is None or hmac.compare_digest(signature, self.sign(parts))
+        return not self._key or hmac.compare_digest(signature, self.sign(parts))
 
 
 def parse(frames: list[bytes], key: Key) -> Message:
@@ -230,10 +229,10 @@ class Writer:
             "msg_type": msg_type,
             "username": "kernel",
             "session": self.session,
-            "date": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"),
+            "date": datetime.now(timezone.utc),  # as ISO 8601, with a Z
             "version": PROTOCOL_VERSION,
         }
-        parts = [dumps(header), parent, dumps(metadata or {}), dumps(content)]
+        parts = [dumps(header), parent, dumps(metadata) if metadata else b"{}", dumps(content)]
         return [DELIMITER, self._key.sign(parts), *parts, *(buffers or [])]
 
 

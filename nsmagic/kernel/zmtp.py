@@ -95,6 +95,8 @@ class Peer:
         self._connection = connection
         self._max_bytes = max_bytes
         self._incoming = bytearray()
+        # One for all reads: a fresh one of this size would be mapped, and unmapped, each time.
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._parts: list[bytes] = []
         self._size = 0
         self._kept = True
@@ -102,7 +104,7 @@ class Peer:
         self._greeted = False
         self.ready = False
         self.behind = False
-        self.empty = False
+        self._drained = False
         self._outgoing = bytearray(_GREETING + _ready(kind, identity))
         # A subscription to everything is a message like any other, in 3.0; it waits for the handshake.
         self._waiting = bytearray(_frame(0, b"\x01")) if kind == "SUB" else bytearray()
@@ -120,6 +122,11 @@ class Peer:
     def unsent(self) -> int:
         """Bytes that wait for the kernel to read."""
         return len(self._outgoing) + len(self._waiting)
+
+    @property
+    def empty(self) -> bool:
+        """Whether all that had come was given; whatever comes next wakes who polls."""
+        return self._drained and not self.behind
 
     def send(self, parts: list[bytes]) -> bool:
         """Send one message, now or when the kernel reads; False where too much waits already."""
@@ -148,8 +155,7 @@ class Peer:
     def read(self) -> list[list[bytes] | TooLarge]:
         """Read once; gives the messages that are complete, not more than a few.
 
-        ``behind`` says whether more may be complete in what was read, so that there is no event to wait for;
-        ``empty`` whether nothing had come.
+        ``behind`` says whether more may be complete in what was read, so that there is no event to wait for.
 
         Raises:
             EOFError: the connection has ended, and all that came before was given.
@@ -165,34 +171,35 @@ class Peer:
             self._check_greeting(bytes(self._incoming[:_GREETING_BYTES]))
             offset = _GREETING_BYTES
         self.behind = True
-        for _ in range(_FRAMES_A_READ):
-            if len(messages) == _MESSAGES_A_READ:
-                break
-            found = self._next_frame(offset)
-            if found is None:
-                self.behind = False
-                break
-            flags, body, offset = found
-            self._take(flags, body, messages)
+        with memoryview(self._incoming) as view:
+            for _ in range(_FRAMES_A_READ):
+                if len(messages) == _MESSAGES_A_READ:
+                    break
+                found = self._next_frame(view, offset)
+                if found is None:
+                    self.behind = False
+                    break
+                flags, body, offset = found
+                self._take(flags, body, messages)
         del self._incoming[:offset]
         return messages
 
     def _receive(self) -> bool:
         """Read from the connection; whether something came that is not skipped."""
         try:
-            data = self._connection.recv(_READ_BYTES)
+            size = self._connection.recv_into(self._buffer)
         except BlockingIOError:
-            self.empty = True
+            self._drained = True
             return False
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             raise EOFError
-        self.empty = False
-        skipped = min(self._to_skip, len(data))
+        self._drained = size < _READ_BYTES
+        skipped = min(self._to_skip, size)
         self._to_skip -= skipped
-        self._incoming += memoryview(data)[skipped:]
-        return skipped < len(data)
+        self._incoming += self._buffer[skipped:size]
+        return skipped < size
 
     def _check_greeting(self, greeting: bytes) -> None:
         mechanism = greeting[_MECHANISM].rstrip(b"\0")
@@ -202,34 +209,32 @@ class Peer:
             raise ProtocolError("a security mechanism that nobody asked for")
         self._greeted = True
 
-    def _next_frame(self, offset: int) -> tuple[int, bytes | None, int] | None:
+    def _next_frame(self, view: memoryview, offset: int) -> tuple[int, bytes | None, int] | None:
         """The frame at this place of what came, and the place behind it; None where it is not complete.
 
         A frame that does not fit has no body: what of it is still to come is skipped.
         """
-        view = memoryview(self._incoming)
-        with view:
-            if len(view) - offset < 2:  # noqa: PLR2004 - flags and a length
+        if len(view) - offset < 2:  # noqa: PLR2004 - flags and a length
+            return None
+        flags = view[offset]
+        if flags & ~(_MORE | _LONG | _COMMAND):
+            raise ProtocolError("a frame with unknown flags")
+        if flags & _LONG:
+            start = offset + 1 + _LENGTH.size
+            if len(view) < start:
                 return None
-            flags = view[offset]
-            if flags & ~(_MORE | _LONG | _COMMAND):
-                raise ProtocolError("a frame with unknown flags")
-            if flags & _LONG:
-                start = offset + 1 + _LENGTH.size
-                if len(view) < start:
-                    return None
-                (length,) = _LENGTH.unpack_from(view, offset + 1)
-            else:
-                start, length = offset + 2, view[offset + 1]
-            if length > (_MAX_COMMAND if flags & _COMMAND else _MOST_BYTES):
-                raise ProtocolError(f"a frame of {length} bytes")
-            end = start + length
-            if not flags & _COMMAND and (not self._kept or self._size + length > self._max_bytes):
-                self._kept = False
-                self._size += length
-                self._to_skip = max(0, end - len(view))
-                return flags, None, min(end, len(view))
-            return None if len(view) < end else (flags, bytes(view[start:end]), end)
+            (length,) = _LENGTH.unpack_from(view, offset + 1)
+        else:
+            start, length = offset + 2, view[offset + 1]
+        if length > (_MAX_COMMAND if flags & _COMMAND else _MOST_BYTES):
+            raise ProtocolError(f"a frame of {length} bytes")
+        end = start + length
+        if not flags & _COMMAND and (not self._kept or self._size + length > self._max_bytes):
+            self._kept = False
+            self._size += length
+            self._to_skip = max(0, end - len(view))
+            return flags, None, min(end, len(view))
+        return None if len(view) < end else (flags, bytes(view[start:end]), end)
 
     def _take(self, flags: int, body: bytes | None, messages: list[list[bytes] | TooLarge]) -> None:
         if flags & _COMMAND:
