@@ -38,7 +38,7 @@ _IDMAP: Final = (
     "(an image's own layers have none), chown the folder, or do not be root (docker run --user 1000)."
 )
 _ROUNDABOUT: Final = {"clone3": "clone", "pivot_root": "a moved mount and chroot"}
-_SECONDS: Final = 5.0
+_SECONDS: Final = 20.0
 _OUTPUT: Final = "64K:drop"
 _TEXT: Final = 300
 _KERNEL_NAMES: Final = {"mount": "mnt"}
@@ -108,7 +108,11 @@ def _run(code: str, **given: Any) -> Result:
     """Run a cell in a container of its own that nobody keeps a standby of."""
     checked = options.convert({"timeout": _SECONDS, "output_limit": _OUTPUT, **given})
     job = intake.job_spec(checked, kind="cell", code=textwrap.dedent(code))
-    return Container(intake.container_spec(checked), keep=False).start().run_job(job)
+    result = Container(intake.container_spec(checked), keep=False).start().run_job(job)
+    if result.outcome == "timeout":
+        result.close()
+        raise _WeakerError(f"tried for {_SECONDS:.0f} s in vain", "Try again when the machine has less to do.")
+    return result
 
 
 def _words(code: str, **given: Any) -> list[str]:

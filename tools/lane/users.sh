@@ -5,7 +5,7 @@
 
 plain() { runuser -u $user -- env -u XDG_RUNTIME_DIR HOME=/home/$user USER=$user "$@"; } # as by su or cron: no PAM session
 session() { runuser -l "$1" -c 'cd /src && exec /lane/in/job/command'; } # as by ssh: logind makes a scope for it
-install -d -m 1777 /work # a folder on the disk for everybody; /tmp is not on every machine
+chmod 1777 /srv # a folder on the disk for everybody; /tmp is not on every machine
 who=$(cat /lane/in/job/as)
 echo "lane: up after $(cut -d' ' -f1 /proc/uptime) s, Linux $(uname -r), as $who" >/dev/ttyS0
 case $who in
