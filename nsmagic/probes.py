@@ -111,7 +111,7 @@ def _run(code: str, **given: Any) -> Result:
     result = Container(intake.container_spec(checked), keep=False).start().run_job(job)
     if result.outcome == "timeout":
         result.close()
-        raise _WeakerError(f"tried for {_SECONDS:.0f} s in vain", "Try again when the machine has less to do.")
+        raise _WeakerError(f"tried for {_SECONDS:.0f} s in vain", "Try again when the machine is less busy.")
     return result
 
 
