@@ -24,9 +24,9 @@ export ORDINARY_VENV := /var/cache/nsmagic-test/$(shell printf %s '$(CURDIR)' | 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run  ## build, install and open the quickstart in JupyterLab (ARGS=--no-browser: a server)
+run: $(VENV)/.run  ## build, install and open the course in JupyterLab (ARGS=--no-browser: a server)
 	@exec $(PY) -I -m jupyterlab --ServerApp.root_dir='$(CURDIR)/notebooks' \
-		--LabApp.default_url=/lab/tree/quickstart.ipynb $(ALLOW_ROOT) $(ARGS)
+		--LabApp.default_url=/lab/tree/00-what-works-here.ipynb $(ALLOW_ROOT) $(ARGS)
 
 venv: $(VENV)/.run  ## build and install into .venv, open nothing
 

@@ -255,11 +255,11 @@ def executed(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def built(path: Path) -> dict[str, Any]:
-    """What a student opens: outputs only where a cell is tagged to show one."""
+    """What a student opens: outputs only where a cell is tagged to show one, of a run with the solutions."""
     cells = read(path)
     made = notebook(cells, "student")
     if any(KEPT in cell.tags for cell in cells):
-        run = executed(notebook(cells, "student"))
+        run = executed(notebook(cells, "solved"))
         for cell, ran in zip(made["cells"], run["cells"], strict=True):
             if KEPT in cell["metadata"].get("tags", []):
                 cell["outputs"] = ran["outputs"]

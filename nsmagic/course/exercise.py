@@ -12,6 +12,7 @@ verdict with a sentence, and never a traceback.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from nsmagic.course.look import Finding
 
 _LABEL: Final = re.compile(r"(\d\d)[a-z]")
+_PAUSE: Final = 0.05
 _T = TypeVar("_T", bound="Callable[[Look], None]")
 
 
@@ -40,6 +42,7 @@ class Exercise:
         hints: in tiers, from a nudge to nearly all of it.
         needs: what the host must have, in the doctor's words, beyond what the lesson needs.
         check: looks, and notes what it finds.
+        settles: seconds within which what the student started comes to rest.
         given: how many hints the student has had.
     """
 
@@ -48,6 +51,7 @@ class Exercise:
     hints: tuple[str, ...]
     needs: tuple[str, ...]
     check: Callable[[Look], None]
+    settles: float = 0.0
     given: int = 0
 
 
@@ -82,7 +86,7 @@ _registry: Final = _Registry()
 
 
 def exercise(
-    label: str, goal: str, *, hints: tuple[str, ...], needs: tuple[str, ...] = ()
+    label: str, goal: str, *, hints: tuple[str, ...], needs: tuple[str, ...] = (), settles: float = 0.0
 ) -> Callable[[_T], _T]:
     """Make a function that looks into an exercise's check.
 
@@ -91,12 +95,13 @@ def exercise(
         goal: what is to be reached, one sentence without a full stop.
         hints: from a nudge to nearly all of it; the last one may name every call, never the whole cell.
         needs: features in the doctor's words, such as ``--mem``.
+        settles: seconds to look again and again for, where a student's processes get there by themselves.
     """
     if _LABEL.fullmatch(label) is None or not hints:
         raise ValueError(f"{label!r} is not a label such as 02a, or it has no hints")
 
     def register(check: _T) -> _T:
-        _registry.exercises[label] = Exercise(label, goal, hints, needs, check)
+        _registry.exercises[label] = Exercise(label, goal, hints, needs, check, settles)
         return check
 
     return register
@@ -145,6 +150,20 @@ def check(wanted: Exercise, variables: Mapping[str, Any]) -> Verdict:
         wanted: which one.
         variables: the notebook's, for exercises whose answer is put into one.
     """
+    deadline = time.monotonic() + wanted.settles
+    verdict = _look(wanted, variables)
+    while not verdict.passed and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+        verdict = _look(wanted, variables)
+    if verdict.passed:
+        return verdict
+    wanted.given = max(wanted.given, 1)
+    lacks = lacking(wanted.label[:2], wanted.needs)
+    return Verdict(wanted, verdict.findings, lacks, wanted.hints[wanted.given - 1])
+
+
+def _look(wanted: Exercise, variables: Mapping[str, Any]) -> Verdict:
+    """Look once."""
     look = Look(variables)
     try:
         wanted.check(look)
@@ -159,9 +178,4 @@ def check(wanted: Exercise, variables: Mapping[str, Any]) -> Verdict:
     except Exception as error:  # noqa: BLE001 - whatever a check trips over, the student gets a sentence
         text = f"{type(error).__name__}: {error}"
         look.unmet("the check itself", f"it failed ({text}); that is its fault, not yours", "to run")
-    verdict = Verdict(wanted, tuple(look.findings))
-    if verdict.passed:
-        return verdict
-    wanted.given = max(wanted.given, 1)
-    lacks = lacking(wanted.label[:2], wanted.needs)
-    return Verdict(wanted, verdict.findings, lacks, wanted.hints[wanted.given - 1])
+    return Verdict(wanted, tuple(look.findings))

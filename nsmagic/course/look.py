@@ -139,9 +139,9 @@ class Look:
     def answer(self, name: str, kind: type[_T]) -> _T:
         """The value that the student put into a variable; of another type, or without one, the look ends."""
         value = self._variables.get(name)
-        if value is None or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            found = "not set" if value is None else f"{value!r}, a {type(value).__name__}"
-            raise self.unmet(f"your variable {name}", found, f"an answer: a {kind.__name__}")
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            found = "not set" if value in (None, ...) else f"{value!r}, of type {type(value).__name__}"
+            raise self.unmet(f"your variable {name}", found, f"an answer, of type {kind.__name__}")
         return value
 
 

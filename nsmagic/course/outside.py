@@ -7,9 +7,10 @@ See proc(5), namespaces(7).
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nsmagic import namespaces
 from nsmagic.course import inside
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
     from nsmagic.course.inside import Facts
 
-_MOST_MOUNTS = 4000
+_MOST_MOUNTS: Final = 4000
+_NS_GET_USERNS: Final = 0xB701
+_NS_GET_PARENT: Final = 0xB702
 
 
 class MountPoint(NamedTuple):
@@ -90,6 +93,17 @@ class Process:
             return os.stat(self._path("ns", f"{kind}_for_children")).st_ino  # noqa: PTH116 - follows the link
         except FileNotFoundError:
             return None
+
+    def ns_above(self, kind: str) -> int | None:
+        """The inode of the parent of its ``user`` or ``pid`` namespace; None where it is not to be seen.
+
+        See ioctl_nsfs(2).
+        """
+        return _related(str(self._path("ns", namespaces.FILES[kind])), _NS_GET_PARENT)
+
+    def ns_owner(self, kind: str) -> int | None:
+        """The inode of the user namespace that owns one of its namespaces; None where we may not see it."""
+        return _related(str(self._path("ns", namespaces.FILES[kind])), _NS_GET_USERNS)
 
     def id_map(self, kind: str) -> list[tuple[int, int, int]]:
         """Its ``uid`` or ``gid`` map: (inside, outside, count) each; see user_namespaces(7)."""
@@ -195,6 +209,21 @@ class Process:
         """Its control groups: the path by controllers, an empty text for version 2; see cgroups(7)."""
         lines = [line.split(":", 2) for line in self.text("cgroup").splitlines()]
         return {controllers: path for _, controllers, path in lines}
+
+
+def _related(path: str, request: int) -> int | None:
+    """The inode of the namespace that another one names by an ioctl."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        other = fcntl.ioctl(descriptor, request)
+    except PermissionError:
+        return None
+    finally:
+        os.close(descriptor)
+    try:
+        return os.fstat(other).st_ino
+    finally:
+        os.close(other)
 
 
 def _unescape(text: str) -> str:
