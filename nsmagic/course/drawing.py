@@ -70,11 +70,24 @@ class Drawing:
 
     def text(
         self, x: float, y: float, text: str, *,
-        size: int = 12, colour: str = INK, bold: bool = False, mono: bool = False,
+        size: int = 12, colour: str = INK, bold: bool = False, mono: bool = False, halo: bool = False,
         anchor: Literal["start", "middle", "end"] = "start",
     ) -> None:  # fmt: skip
-        """Text whose first line stands on y; lines are parted by a line feed."""
+        """Text whose first line stands on y; lines are parted by a line feed.
+
+        Args:
+            x: where it begins, or its middle or end by ``anchor``.
+            y: of the first line's foot.
+            text: what it says.
+            size: of its letters.
+            colour: of its letters.
+            bold: whether they are.
+            mono: whether all letters are of one width.
+            halo: whether it stands out from a line behind it.
+            anchor: ``start``, ``middle`` or ``end``.
+        """
         weight = ' font-weight="bold"' if bold else ""
+        weight += f' paint-order="stroke" stroke="{PAPER}" stroke-width="4"' if halo else ""
         family = ' font-family="monospace"' if mono else ""
         for number, line in enumerate(text.split("\n")):
             self._parts.append(
@@ -97,7 +110,8 @@ class Drawing:
             f'marker-end="url(#head{colour[1:]})"{start}{dash}/>'
         )
         if label:
-            self.text((x1 + x2) / 2 + 6, (y1 + y2) / 2 - 4, label, size=11, colour=colour)
+            middle, height = (x1 + x2) / 2, (y1 + y2) / 2 + (-4 if y1 == y2 else 4)
+            self.text(middle, height, label, size=11, colour=colour, anchor="middle", halo=True)
 
     def line(
         self, x1: float, y1: float, x2: float, y2: float, *, colour: str = GREY, dashed: bool = False

@@ -77,11 +77,11 @@ def picture(look: Look) -> Picture:
     drawing.text(32, 60, f"name: {name}", mono=True)
     drawing.box(344, 16, 280, 150, "another UTS namespace", fill=OWN, bold=True)
     drawing.text(360, 60, "name: box", mono=True)
-    drawing.box(40, 84, 90, 60, "process")
-    drawing.box(500, 84, 90, 60, "process")
-    drawing.arrow(130, 100, 498, 100, "clone: a child is born there", colour=BLUE)
-    drawing.arrow(130, 120, 498, 120, "unshare: make it and move in", colour=GREEN)
-    drawing.arrow(130, 140, 498, 140, "setns: move in", colour=GREEN)
+    drawing.box(40, 72, 90, 84, "process")
+    drawing.box(500, 72, 90, 84, "process")
+    drawing.arrow(130, 92, 498, 92, "clone: a child is born there", colour=BLUE)
+    drawing.arrow(130, 118, 498, 118, "unshare: make it, and move in", colour=GREEN)
+    drawing.arrow(130, 144, 498, 144, "setns: it is there; move in", colour=GREEN)
     drawing.box(
         16, 190, 608, 50, "one kernel: it keeps one record with a name for each namespace", fill=KERNEL
     )

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from nsmagic import scratch
-from nsmagic.course.drawing import BLUE, GREY, HOST, OWN, RED, Drawing, Picture
+from nsmagic.course.drawing import BLUE, HOST, OWN, RED, Drawing, Picture
 from nsmagic.course.exercise import exercise
 from nsmagic.course.outside import Process
 
@@ -117,12 +117,10 @@ def picture(look: Look) -> Picture:
     for x, lines in ((32, ours), (390, theirs)):
         for number, line in enumerate(lines):
             drawing.text(x, 62 + 22 * number, line, mono=True, size=11)
-    drawing.arrow(266, 60, 372, 60, colour=BLUE)
-    drawing.text(319, 50, "unshare: a copy", anchor="middle", colour=BLUE, size=11)
+    drawing.arrow(266, 60, 372, 60, "unshare: a copy", colour=BLUE)
     drawing.box(390, 214, 218, 56, "the old root\nmoved below, then unmounted", edge=RED, dashed=True)
-    drawing.arrow(319, 242, 388, 242, colour=RED)
-    drawing.text(319, 232, "pivot_root", anchor="middle", colour=RED, size=11)
-    drawing.text(319, 262, "umount2", anchor="middle", colour=GREY, size=11)
+    drawing.arrow(280, 242, 388, 242, "pivot_root,", colour=RED)
+    drawing.text(326, 258, "then umount2", anchor="middle", colour=RED, size=11)
     words = (
         f"The host's mounts: {', '.join(ours)}. Those of box: {', '.join(theirs)}. pivot_root moved the old "
         "root below the new one, and umount2 took it away."

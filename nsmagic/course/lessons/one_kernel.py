@@ -66,7 +66,8 @@ def picture(look: Look) -> Picture:
     drawing.box(8, 260, 624, 52, f"one kernel: Linux {platform.release()}", fill=KERNEL, bold=True)
     drawing.text(16, 300, "processes · namespaces · control groups · mounts; no object called container")
     drawing.arrow(70, 210, 70, 258, colour=GREY)
-    drawing.arrow(580, 228, 580, 258, "system calls", colour=GREY)
+    drawing.arrow(450, 228, 450, 258, colour=GREY)
+    drawing.text(262, 255, "system calls", colour=GREY, anchor="middle")
     words = (
         f"One kernel, Linux {platform.release()}; on it the notebook's process {look.here.pid} and, in "
         f"namespaces of their own, a container's processes {outside} and {behind}, which are 1 and 2 inside."

@@ -98,7 +98,7 @@ def picture(look: Look) -> Picture:
     drawing.box(410, 150, 180, 44, f"{outside}\nwhat it owned before")
     drawing.arrow(228, 82, 408, 172, f"uid_map: {inside} {outside} {count}", colour=BLUE, both=True)
     drawing.box(48, 222, 180, 44, "65534\nnobody", edge=RED)
-    for y, text in ((60, "0 (root)" if outside else "1"), (222, "everybody else")):
+    for y, text in ((60, "root, 0" if outside else "some user, 1"), (222, "everybody else")):
         drawing.box(410, y, 180, 34, text)
         drawing.arrow(408, y + 17, 230, 246, colour=GREY, dashed=True)
     words = (
