@@ -18,15 +18,15 @@ ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export ORDINARY_VENV := /var/cache/nsmagic-test/$(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
 
 .DELETE_ON_ERROR:
-.PHONY: help run venv test test-sanitize test-hosts test-docker test-elsewhere lint format bench clean machine
+.PHONY: help run venv course test test-sanitize test-hosts test-docker test-elsewhere lint format bench clean machine
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run  ## build, install and open the quickstart in JupyterLab (ARGS=--no-browser: a server)
+run: $(VENV)/.run  ## build, install and open the course in JupyterLab (ARGS=--no-browser: a server)
 	@exec $(PY) -I -m jupyterlab --ServerApp.root_dir='$(CURDIR)/notebooks' \
-		--LabApp.default_url=/lab/tree/quickstart.ipynb $(ALLOW_ROOT) $(ARGS)
+		--LabApp.default_url=/lab/tree/00-what-works-here.ipynb $(ALLOW_ROOT) $(ARGS)
 
 venv: $(VENV)/.run  ## build and install into .venv, open nothing
 
@@ -44,6 +44,10 @@ test-docker: $(WHEELS)/.built  ## run the tests of hosts in Docker containers of
 
 test-elsewhere: $(VENV)/.made  ## build the wheel as macOS and Windows do, and import it
 	@tools/check_elsewhere.sh $(VENV)
+
+course: $(VENV)/.run  ## make the course's notebooks from their sources (ARGS="--only 02": one)
+	@$(PIP) install nbclient
+	@$(PY) -I tools/course.py build $(ARGS)
 
 lint: $(VENV)/.lint  ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .

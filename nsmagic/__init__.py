@@ -69,10 +69,11 @@ def __getattr__(name: str) -> object:
 
 def load_ipython_extension(ipython: object) -> None:
     """``%load_ext nsmagic``: add the magics, and start the launcher in the background."""
-    from nsmagic import magics, scratch_magics  # noqa: PLC0415 - only in IPython
+    from nsmagic import course_magics, magics, scratch_magics  # noqa: PLC0415 - only in IPython
 
     magics.load(ipython)
     scratch_magics.load(ipython)
+    course_magics.load(ipython)
 
 
 def unload_ipython_extension(ipython: object) -> None:

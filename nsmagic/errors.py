@@ -135,3 +135,19 @@ class ScratchError(NsmagicError):
     def _render_traceback_(self) -> list[str]:
         """The cell's own traceback, or else the reason on one line."""
         return [*self.traceback, *([] if str(self) in "\n".join(self.traceback) else [f"nsmagic: {self}"])]
+
+
+class ExerciseError(NsmagicError):
+    """An exercise of the course is not solved, or not yet; what was found stands above it.
+
+    Attributes:
+        label: the exercise's, such as ``02a``.
+    """
+
+    def __init__(self, label: str, message: str) -> None:
+        super().__init__(message)
+        self.label = label
+
+    def _render_traceback_(self) -> list[str]:
+        """One line: the table above it says the rest."""
+        return [str(self)]

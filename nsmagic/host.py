@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from nsmagic.result import Step
 
@@ -75,14 +75,17 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def examine() -> tuple[Finding, ...]:
+def examine(only: Collection[str] | None = None) -> tuple[Finding, ...]:
     """Try out everything that containers need, each for real; takes one to three seconds.
 
     It never raises: what fails is a row.  A system without namespaces gives one row that says so.
+
+    Args:
+        only: the features to try, such as ``--mem``; the kernel and the launcher are looked at all the same.
     """
     from nsmagic import probes  # noqa: PLC0415 - probes build containers, which ask us for remedies
 
-    return probes.examine()
+    return probes.examine(only)
 
 
 def render_text(findings: Sequence[Finding]) -> str:

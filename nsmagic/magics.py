@@ -274,6 +274,11 @@ class ContainMagics(Magics):  # type: ignore[misc]
         behind = BackgroundRun()
         sink = NotebookSink(self.shell, out="out" in wanted, err="err" in wanted)
         behind.container = standbys.current().take(spec)
+        try:
+            behind.container.wait_built()  # what prevents it is said here, and its processes can be looked at
+        except BaseException:
+            behind.container.stop()
+            raise
 
         def work() -> None:
             try:

@@ -631,6 +631,23 @@ def test_a_background_cell_is_listed_and_can_be_stopped(kernel: Kernel, gate: Ga
     assert kernel.value("p.wait(20).outcome") == "'stopped'"
 
 
+def test_a_background_container_is_there_when_its_cell_is_over(kernel: Kernel, gate: Gate) -> None:
+    # No standby is for this one: it is built for the cell.
+    kernel.run(f"%%contain --bg --proc p --user root --hostname elsewhere {gate.bind}\n{gate.wait}").good()
+    assert kernel.value("p.container.init_pid > 1 and p.container.payload_pid > 1") == "True"
+    kernel.good("p.stop()")
+    assert kernel.value("p.wait(20).outcome") == "'stopped'"
+
+
+def test_a_background_container_that_cannot_be_built_raises_at_its_cell(kernel: Kernel) -> None:
+    kernel.good("import os; os.mkdir('there')")
+    kernel.good("%contain_config --reset")
+    cell = kernel.run("%%contain --bg --proc never --bind ./there:/proc/there\nprint('never')")
+    assert cell.reply["ename"] == "StartError", cell.reply
+    assert kernel.value("'never' in globals()") == "False"
+    assert "no containers are live" in kernel.good("%containers").shown[0]["text/plain"]
+
+
 def test_a_background_failure_says_why(kernel: Kernel) -> None:
     cell = kernel.run("%%contain --bg --proc p\nraise SystemExit(3)").good()
     kernel.listen(cell, until=lambda: bool(cell.text("stderr")))

@@ -114,7 +114,7 @@ class Notebook:
     def __init__(self, page: Page, file: Path) -> None:
         from playwright.sync_api import TimeoutError as Timeout
 
-        self.page, self.timeout = page, Timeout
+        self.page, self.timeout, self.stem = page, Timeout, file.stem
         self.ids = [cell["id"] for cell in json.loads(file.read_text())["cells"]]
 
     def cell(self, name: str) -> Any:
@@ -147,6 +147,14 @@ class Notebook:
         self.start(name)
         return str(self.wait(name).locator(".jp-Cell-outputArea").inner_text())
 
+    def write(self, name: str, text: str) -> None:
+        """Put another text into a cell, as who pastes it."""
+        editor = self.cell(name).locator(".cm-content")
+        editor.click()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.insert_text(text)
+        editor.filter(has_text=text.splitlines()[-1]).wait_for()
+
     def screenshot(self, name: str, first: str, last: str) -> None:
         """Where NSMAGIC_SCREENSHOTS names a folder: a picture of the cells from the first to the last."""
         target = os.environ.get("NSMAGIC_SCREENSHOTS")
@@ -161,7 +169,7 @@ class Notebook:
             "width": top["width"],
             "height": bottom["y"] + bottom["height"] - top["y"],
         }
-        self.page.screenshot(path=str(Path(target) / f"quickstart-{name}.png"), clip=clip)
+        self.page.screenshot(path=str(Path(target) / f"{self.stem}-{name}.png"), clip=clip)
 
 
 @pytest.fixture(scope="session")

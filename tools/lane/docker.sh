@@ -141,7 +141,7 @@ for name in "${names[@]}"; do
     began=$SECONDS
     rm -rf "$work/stage" "$work/report"
     mkdir -p "$work/stage" "$work/report"
-    cp -r --no-preserve=ownership tests pyproject.toml "$work/stage/"
+    cp -r --no-preserve=ownership tests tools notebooks pyproject.toml "$work/stage/"
     chmod -R a+rwX "$work/stage" "$work/report"
     echo "── $name: ${kinds[$name]}"
     # In the background, so that a signal to us is not kept waiting.

@@ -35,7 +35,7 @@ import pages  # noqa: E402 - ours
 import table  # noqa: E402 - ours
 
 OUT: Final = TREE / "build" / "hosts"
-SHIPPED: Final = ("tests", "tools", "pyproject.toml")
+SHIPPED: Final = ("tests", "tools", "notebooks", "pyproject.toml")
 SITE_BYTES: Final = "1G"
 CANNOT: Final = 3
 PACKAGES: Final = ("pytest>=8", "pytest-rerunfailures>=15", "pytest-timeout>=2.3", "hypothesis>=6")
@@ -138,7 +138,7 @@ set -u
 export LANG=C.UTF-8 PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # On the disk: root's containers may write to folders on a tmpfs since Linux 6.3 only (idmapped mounts).
 export TMPDIR=/srv
-folder=/srv/notebooks && mkdir $folder && cp -r /src/tests /src/pyproject.toml /src/tools "$folder" || exit 1
+folder=/srv/notebooks && mkdir $folder && cp -r /src/tests /src/pyproject.toml /src/tools /src/notebooks "$folder" || exit 1
 cd "$folder"
 cat /proc/self/cgroup >/out/cgroup
 python3 -c '
