@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from nsmagic.firewall import Filtered
     from nsmagic.intake import ContainerOptions, JobOptions
     from nsmagic.job import Ending, Sink
-    from nsmagic.plan import Reach
+    from nsmagic.plan import Doors, Reach
     from nsmagic.spec import ContainerSpec, JobSpec
 
 _numbers = itertools.count(1)
@@ -110,6 +110,7 @@ class Container:
         spec: what it should be, ready-made; else it is made from the options.
         keep: whether it takes more than one job.
         reach: how much of it can be had here; found out where ``best_effort`` asks for it.
+        doors: namespaces of others to make it inside of; their descriptors must be open when it is started.
         given: options, by the names of ``nsmagic.run``: ``mem="256M"``, ``net="host"`` …
 
     Raises:
@@ -123,6 +124,7 @@ class Container:
         *,
         keep: bool = True,
         reach: Reach | None = None,
+        doors: Doors | None = None,
         **given: Unpack[ContainerOptions],
     ) -> None:
         # Before anything that can fail: __del__ looks at these.
@@ -138,7 +140,7 @@ class Container:
         self._lock = threading.Lock()
         if reach is None and self.spec.best_effort:
             reach = effort.reach(self.spec)
-        self._plan = make_plan(self.spec, client.python_path(), reach)
+        self._plan = make_plan(self.spec, client.python_path(), reach, doors)
         self._launcher: client.Launcher | None = None
         self._group: cgroups.Group | None = None
         self._report = Report()
@@ -185,18 +187,19 @@ class Container:
             with contextlib.ExitStack() as given:
                 for descriptor in theirs:
                     given.callback(os.close, descriptor)
-                joins, directory = group.open_joins(), group.open_directory()
-                groups = joins if directory is None else [*joins, directory]
+                tasks, directory = group.open_joins(), group.open_directory()
+                groups = tasks if directory is None else [*tasks, directory]
                 for descriptor in groups:
                     given.callback(os.close, descriptor)
                 request = self._plan.request(
                     self.number,
                     tuple(group.directories),
-                    joins=len(joins),
+                    tasks=len(tasks),
                     into_cgroup=directory is not None,
                     blank=blank,
                 )
-                if not launcher.send(request, [*theirs, *groups]):
+                doors = self._plan.doors.descriptors if self._plan.doors else []
+                if not launcher.send(request, [*theirs, *groups, *doors]):
                     raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}")
             undo.pop_all()
         self._channels, self._launcher, self._group = ours, launcher, group

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from nsmagic.launcher.shell import RunnerShell
 
 _REPORT: Final = 1
-STREAMS: Final = 6
-"""Descriptors that come with every request: control, report, lifeline, stdin, stdout, stderr."""
 MAX_DESCRIPTORS: Final = 32
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _REMOVAL_RETRY_MS: Final = 5
@@ -209,17 +207,21 @@ class Launcher:
             child.blank = _Blank(late, os.dup(descriptors[_REPORT]), request)
 
     def _clone(self, request: frames.Spawn, descriptors: list[int], late: int) -> int:
-        joins = ffi.new("int[]", descriptors[STREAMS : STREAMS + request.joins])
-        control, report, lifeline, stdin, stdout, stderr = descriptors[:STREAMS]
+        control, report, lifeline, stdin, stdout, stderr, *rest = descriptors
+        tasks = ffi.new("int[]", [rest.pop(0) for _ in range(request.tasks)])
         plan, entries, keep = self._plan(request, request)
-        plan.cgroup_joins, plan.cgroup_join_count = joins, request.joins
-        plan.cgroup_directory = descriptors[STREAMS + request.joins] if request.into_cgroup else -1
+        plan.cgroup_joins, plan.cgroup_join_count = tasks, request.tasks
+        plan.cgroup_directory = rest.pop(0) if request.into_cgroup else -1
+        joins = ffi.new("struct nsm_join[]", [(kind, rest.pop(0)) for kind in request.joins])
+        plan.joins, plan.join_count = joins, len(request.joins)
+        plan.proc_from = rest.pop(0) if request.proc_from else -1
+        plan.hold = request.hold
         plan.lifeline, plan.report, plan.control = lifeline, report, control
         plan.stdin_fd, plan.stdout_fd, plan.stderr_fd = stdin, stdout, stderr
         plan.late = late
         pid: int = lib.nsm_spawn_python(plan, entries)
         if pid == 0:
-            self._become_payload(plan)
+            self._become_payload(plan, confined=bool(request.joins))
         del keep
         return pid
 
@@ -263,6 +265,7 @@ class Launcher:
                 "namespaces": made.namespaces,
                 "uid": made.uid, "gid": made.gid,
                 "host_uid": made.host_uid, "host_gid": made.host_gid,
+                "parent_uid": made.parent_uid, "parent_gid": made.parent_gid, "proc_from": -1,
                 "hostname": ffi.NULL if rest.hostname is None else places[-1],
                 "hostname_wished": rest.hostname_wished, "confine": made.confine,
                 "workdir": places[-2] if rest.workdir else ffi.NULL,
@@ -283,8 +286,13 @@ class Launcher:
             self._idmaps[key] = lib.nsm_userns_for_idmap(*key)
         return self._idmaps[key]
 
-    def _become_payload(self, plan: Any) -> NoReturn:
-        """In the container: forget the launcher's descriptors (C has closed them) and run the job."""
+    def _become_payload(self, plan: Any, *, confined: bool) -> NoReturn:
+        """In the container: forget the launcher's descriptors (C has closed them) and run the job.
+
+        Args:
+            plan: what C was given.
+            confined: whether C has given up every right already.
+        """
 
         def confine() -> None:
             if lib.nsm_confine(plan) < 0:
@@ -296,7 +304,7 @@ class Launcher:
                 child.ended = True
                 if child.blank:
                     child.blank.late.detach()
-            runner.serve(self._shell, confine)
+            runner.serve(self._shell, None if confined else confine)
         finally:
             # No exception may unwind into the launcher's loop.
             os._exit(125)
