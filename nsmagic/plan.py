@@ -18,7 +18,7 @@ from nsmagic.errors import HostError
 from nsmagic.filesystem import Identity
 from nsmagic.launcher import frames
 from nsmagic.native.kinds import CLONE_NEW
-from nsmagic.spec import DEFAULT_HOSTNAME, NAMESPACES
+from nsmagic.spec import DEFAULT_HOSTNAME, NAMESPACES, hostname_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,12 +50,16 @@ class Doors(NamedTuple):
         uid: who the payload is in the innermost user namespace among them; on the host where there is none.
         gid: likewise.
         proc_from: descriptor of a mount namespace whose /proc shows the joined PID namespace; -1 for none.
+        workdir: where the payload starts if it has joined the mounts.
+        hostname: the name of the host, if it has joined that.
     """
 
     steps: tuple[tuple[str, int], ...]
     uid: int
     gid: int
     proc_from: int = -1
+    workdir: str = ""
+    hostname: str = ""
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -169,6 +173,7 @@ class Plan:
             into_cgroup=into_cgroup,
             directories=list(directories),
             blank=blank,
+            hold=bool(self.spec.name),
             hostname_wished=rest.hostname_wished,
             confine=self.view.confine if self.view is not None else 0,
             private=self.view.private if self.view is not None else "",
@@ -183,7 +188,7 @@ class Plan:
         return frames.Finish(
             id=number,
             hostname=self.spec.hostname if "uts" in self.namespaces else None,
-            hostname_wished=self.spec.hostname == DEFAULT_HOSTNAME,
+            hostname_wished=self.spec.hostname in {DEFAULT_HOSTNAME, hostname_of(self.spec.name)},
             workdir=os.fsencode(self.root.workdir),
             disk_bytes=self.spec.disk,
             disk_inodes=self.root.disk_inodes,
@@ -296,7 +301,7 @@ def make_plan(
         added = ("user",)
     limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
     try:
-        choice = cgroups.choose(limits, userns="user" in wanted, best_effort=spec.best_effort)
+        choice = cgroups.choose(limits, userns="user" in wanted | joined, best_effort=spec.best_effort)
     except HostError:
         if not wanted or "user" in wanted | joined:
             raise
@@ -308,7 +313,10 @@ def make_plan(
     identity = identity_for(spec, userns="user" in wanted)
     if doors is not None and "user" in joined - wanted:
         identity = replace(identity, uid=doors.uid, gid=doors.gid)
-    root = filesystem.build_root(spec, identity, python_path)
+    hostname = doors.hostname if doors is not None and "uts" in joined else ""
+    root = filesystem.build_root(spec, identity, python_path, hostname)
+    if doors is not None and "mount" in joined:
+        root.workdir = doors.workdir
     if wanted and "pid" not in wanted | joined and not identity.as_root:
         root.notes.append("without a PID namespace the code can send signals to all of your processes")
     if wanted and "mount" not in wanted | joined and not identity.as_root:

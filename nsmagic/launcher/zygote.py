@@ -42,6 +42,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _REMOVAL_RETRY_MS: Final = 5
 _REMOVAL_TRIES: Final = 400
 _STRAY_SECONDS: Final = 2.0
+_GRACE_SECONDS: Final = 2.0
 
 
 class _Child:
@@ -51,9 +52,12 @@ class _Child:
         pid: its init's; -1 where it could not be made: then only its directories are left to remove.
         directories: its own cgroup directories, in the order in which they can be removed.
         private: its folder on the host, removed with all that is in it; or empty.
+        gently: its init is no PID 1, and needs a moment to end what it has left behind.
     """
 
-    def __init__(self, pid: int, directories: Sequence[str], private: str = "") -> None:
+    def __init__(
+        self, pid: int, directories: Sequence[str], private: str = "", *, gently: bool = False
+    ) -> None:
         self.pid = pid
         self.ended = pid < 0
         self.pidfd = -1
@@ -67,9 +71,24 @@ class _Child:
         self.directories = list(directories)
         self._private = private
         self._remover: subprocess.Popen[bytes] | None = None
+        self.gently = gently
         self.released = False
+        self.killed_at = 0.0
         self.tries = 0
         self.blank: _Blank | None = None
+
+    def release(self) -> None:
+        """The owner is done with it."""
+        self.released = True
+        if self.gently:
+            self.killed_at = time.monotonic() + _GRACE_SECONDS  # the owner has closed its lifeline
+        else:
+            self.kill()
+
+    def kill_if_due(self) -> None:
+        """End an init that was given its moment."""
+        if self.released and self.gently and not self.ended and time.monotonic() > self.killed_at:
+            self.kill()
 
     def kill(self) -> None:
         """End init, and the kernel ends the rest."""
@@ -153,7 +172,11 @@ class Launcher:
         """Answer requests; returns never: not here, and not in a payload."""
         try:
             while True:
-                waiting = [child for child in self._children.values() if child.released and child.ended]
+                waiting = [
+                    child
+                    for child in self._children.values()
+                    if child.released and (child.ended or child.gently)
+                ]
                 events = self._poll.poll(_REMOVAL_RETRY_MS if waiting else None)
                 for descriptor, _ in events:
                     if descriptor == self._owner.fileno():
@@ -176,8 +199,7 @@ class Launcher:
             if isinstance(request, frames.Release):
                 child = self._children.get(request.id)
                 if child:
-                    child.released = True
-                    child.kill()
+                    child.release()
             elif isinstance(request, frames.Finish):
                 self._finish(request)
             else:
@@ -199,7 +221,8 @@ class Launcher:
         self._bases |= bases
         self._strays = self._strays or not request.namespaces & CLONE_NEW["pid"]
         own = [directory for directory in request.directories if directory not in bases]
-        child = _Child(pid, own, request.private)
+        gently = bool(request.joins) and not request.namespaces & CLONE_NEW["pid"]
+        child = _Child(pid, own, request.private, gently=gently)
         self._children[request.id] = child
         if not child.ended:
             self._poll.register(child.pidfd, select.POLLIN)
@@ -318,6 +341,7 @@ class Launcher:
 
     def _tidy(self) -> None:
         for number, child in list(self._children.items()):
+            child.kill_if_due()
             if child.released and child.ended and child.remove():
                 del self._children[number]
         if self._strays:

@@ -23,6 +23,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -69,7 +70,7 @@ static int enter(const struct nsm_join *join, struct nsm_journal *journal)
         }
     struct stat namespace = {0};
     (void)fstat(join->fd, &namespace); /* for the journal only: the number that /proc shows */
-    return (int)NSM_TRY(journal, setns(join->fd, join->kind), "setns(%.6s:[%llu], %s)", file,
+    return (int)NSM_TRY(journal, setns(join->fd, join->kind), "setns(%.*s:[%llu], %s)", (int)strcspn(file, "_"), file,
                         (unsigned long long)namespace.st_ino, name);
 }
 
@@ -145,6 +146,17 @@ int nsm_join_check_proc(const struct nsm_plan *plan, struct nsm_journal *journal
 
 /* ---- In the joiner ------------------------------------------------------------ */
 
+/*
+ * A file of the launcher's own /proc.  The mounts that are joined may have another one, where a pid is another's, or
+ * where we are not at all; so the joiner keeps a descriptor of ours, for itself and for those whom it makes.
+ */
+int nsm_open_proc(const struct nsm_plan *plan, const char *path, int flags)
+{
+    if (plan->proc < 0)
+        return open(path, flags | O_CLOEXEC);
+    return openat(plan->proc, path + strlen("/proc/"), flags | O_CLOEXEC);
+}
+
 int nsm_join(const struct nsm_plan *plan, struct nsm_journal *journal)
 {
     nsm_step(journal, "join");
@@ -184,7 +196,7 @@ int nsm_join_offer(const struct nsm_plan *plan, struct nsm_journal *journal)
             continue;
         char path[48];
         snprintf(path, sizeof path, "/proc/self/ns/%s", kinds[i].file);
-        result = NSM_TRY(journal, open(path, O_RDONLY | O_CLOEXEC), "open(\"%s\")", path);
+        result = NSM_TRY(journal, nsm_open_proc(plan, path, O_RDONLY), "open(\"%s\")", path);
         if (result >= 0) {
             opened[count++] = (int)result;
             length += snprintf(text + length, sizeof text - (size_t)length, "%d ", kinds[i].flag);

@@ -82,6 +82,7 @@ struct nsm_plan {
     size_t join_count;
     int proc_from; /* of a joined PID namespace, if /proc is to be there: a mount namespace that has one; or -1 */
     int hold;      /* no payload: init keeps it all for others, who join */
+    int proc;      /* the joiner's: where /proc is, see nsm_open_proc(); else -1 */
 
     const char *hostname; /* NULL: leave it */
     int hostname_wished;  /* nobody asked for just this name: go on without where a filter denies sethostname */
@@ -165,6 +166,7 @@ int nsm_join_proc(const struct nsm_plan *plan, struct nsm_entry *entries, struct
 int nsm_join_check_proc(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_join(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_join_offer(const struct nsm_plan *plan, struct nsm_journal *journal);
+int nsm_open_proc(const struct nsm_plan *plan, const char *path, int flags);
 
 /* late.c */
 long nsm_send_with(int socket, const void *data, size_t length, const int *descriptors, size_t count);
@@ -174,9 +176,9 @@ int nsm_late_wait(struct nsm_plan *plan, struct nsm_entry **entries, struct nsm_
 int nsm_go_tell(const struct nsm_plan *plan, int go, int root, int workdir, struct nsm_journal *journal);
 int nsm_go_wait(struct nsm_plan *plan, struct nsm_rlimit *rlimits, struct nsm_journal *journal);
 
-/* userns.c; `proc` is a descriptor of the caller's own /proc, or -1 where that is what "/proc" is */
+/* userns.c */
 bool nsm_userns_there(const struct nsm_plan *plan);
-int nsm_userns_write_maps(const struct nsm_plan *plan, pid_t child, int proc, struct nsm_journal *journal);
+int nsm_userns_write_maps(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal);
 int nsm_userns_become(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsigned host_gid);
 

@@ -180,9 +180,9 @@ static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journa
 }
 
 /* Init prefers to be spared when memory runs out; raising one's own score needs no right. */
-static void offer_to_oom_killer(void)
+static void offer_to_oom_killer(const struct nsm_plan *plan)
 {
-    int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    int file = nsm_open_proc(plan, "/proc/self/oom_score_adj", O_WRONLY);
     if (file < 0)
         return;
     (void)!write(file, "500", 3);
@@ -269,7 +269,7 @@ static int await_rest(struct nsm_plan *plan, struct nsm_entry **entries, int go,
 static pid_t begin_payload(struct nsm_plan *plan, int go, struct nsm_journal *journal)
 {
     journal->length = 0;
-    offer_to_oom_killer();
+    offer_to_oom_killer(plan);
     if (nsm_fds_payload(plan, go, journal) < 0) {
         nsm_report(plan->report, NSM_REPORT_FAILED, journal);
         _exit(1);
@@ -349,9 +349,9 @@ int nsm_confine(struct nsm_plan *plan)
 }
 
 /* The maker's side of a new init: map its ids, let it go on, tell the owner. */
-static int see_off(const struct nsm_plan *plan, pid_t init, int gate, int proc, struct nsm_journal *journal)
+static int see_off(const struct nsm_plan *plan, pid_t init, int gate, struct nsm_journal *journal)
 {
-    if (nsm_userns_write_maps(plan, init, proc, journal) < 0)
+    if (nsm_userns_write_maps(plan, init, journal) < 0)
         return -1;
     (void)!write(gate, "g", 1); /* first: init waits for it */
     nsm_report(plan->report, NSM_REPORT_JOURNAL, journal);
@@ -366,8 +366,7 @@ static pid_t run_joiner(struct nsm_plan *plan, struct nsm_entry *entries, const 
                         struct nsm_journal *journal)
 {
     journal->length = 0;
-    /* Another mount namespace may have another /proc, where a pid means another process. */
-    int proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    plan->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if ((group < 0 || nsm_cgroup_move(plan, getpid(), journal) == 0) && nsm_cgroup_join(plan, journal) == 0 &&
         nsm_join_proc(plan, entries, journal) == 0 && nsm_join(plan, journal) == 0) {
         plan->cgroup_join_count = 0; /* a child is born where we are */
@@ -379,7 +378,7 @@ static pid_t run_joiner(struct nsm_plan *plan, struct nsm_entry *entries, const 
             close(gate[1]);
             return run_container(plan, entries, gate[0], journal);
         }
-        if (child > 0 && see_off(plan, child, gate[1], proc, journal) == 0)
+        if (child > 0 && see_off(plan, child, gate[1], journal) == 0)
             _exit(0);
     }
     nsm_report(plan->report, NSM_REPORT_FAILED, journal);
@@ -426,6 +425,7 @@ pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
 {
     struct nsm_journal journal = {.step = "spawn"};
     plan->entries = entries;
+    plan->proc = -1;
 
     int gate[2];
     if (NSM_TRY(&journal, pipe2(gate, O_CLOEXEC), "pipe2(O_CLOEXEC)") < 0) {
@@ -447,7 +447,7 @@ pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
     int error = errno;
     close(gate[0]);
     nsm_mount_close_sources(plan, entries);
-    if (child > 0 && !joins && see_off(plan, child, gate[1], -1, &journal) < 0) {
+    if (child > 0 && !joins && see_off(plan, child, gate[1], &journal) < 0) {
         error = errno;
         close(gate[1]);
         kill(child, SIGKILL);

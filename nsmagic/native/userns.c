@@ -26,12 +26,12 @@ bool nsm_userns_there(const struct nsm_plan *plan)
     return (plan->namespaces & CLONE_NEWUSER) || nsm_joins(plan, CLONE_NEWUSER);
 }
 
-static int write_file(pid_t child, int proc, const char *name, const char *text, struct nsm_journal *journal)
+static int write_file(const struct nsm_plan *plan, pid_t child, const char *name, const char *text,
+                      struct nsm_journal *journal)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/%s", child, name);
-    int file = (int)NSM_TRY(journal, openat(proc, path + (proc >= 0 ? strlen("/proc/") : 0), O_WRONLY | O_CLOEXEC),
-                            "open(\"%s\", O_WRONLY)", path);
+    int file = (int)NSM_TRY(journal, nsm_open_proc(plan, path, O_WRONLY), "open(\"%s\", O_WRONLY)", path);
     if (file < 0)
         return -1;
     long written = NSM_TRY(journal, write(file, text, strlen(text)), "write(%s, \"%s\")", name, text);
@@ -41,19 +41,19 @@ static int write_file(pid_t child, int proc, const char *name, const char *text,
     return written < 0 ? -1 : 0;
 }
 
-int nsm_userns_write_maps(const struct nsm_plan *plan, pid_t child, int proc, struct nsm_journal *journal)
+int nsm_userns_write_maps(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal)
 {
     if (!(plan->namespaces & CLONE_NEWUSER))
         return 0;
     nsm_step(journal, "userns");
     char map[64];
     snprintf(map, sizeof map, "%u %u 1", plan->uid, plan->parent_uid);
-    if (write_file(child, proc, "uid_map", map, journal) < 0)
+    if (write_file(plan, child, "uid_map", map, journal) < 0)
         return -1;
-    if (write_file(child, proc, "setgroups", "deny", journal) < 0)
+    if (write_file(plan, child, "setgroups", "deny", journal) < 0)
         return -1;
     snprintf(map, sizeof map, "%u %u 1", plan->gid, plan->parent_gid);
-    return write_file(child, proc, "gid_map", map, journal);
+    return write_file(plan, child, "gid_map", map, journal);
 }
 
 /* In the child, once the maps are there: take on the mapped ids, keep the capabilities for the build. */
@@ -81,7 +81,8 @@ int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsi
 {
     struct nsm_journal unread = {.step = "userns"};
     struct nsm_plan maps = {.namespaces = CLONE_NEWUSER,
-                            .uid = owner, .gid = group, .parent_uid = host_uid, .parent_gid = host_gid};
+                            .uid = owner, .gid = group, .parent_uid = host_uid, .parent_gid = host_gid,
+                            .proc = -1};
 
     pid_t child = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, NULL, NULL, NULL, NULL);
     if (child < 0)
@@ -93,7 +94,7 @@ int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsi
     }
 
     int namespace = -1;
-    if (nsm_userns_write_maps(&maps, child, -1, &unread) == 0) {
+    if (nsm_userns_write_maps(&maps, child, &unread) == 0) {
         char path[64];
         snprintf(path, sizeof path, "/proc/%d/ns/user", child);
         namespace = open(path, O_RDONLY | O_CLOEXEC);
