@@ -133,7 +133,7 @@ class Container:
         spec: what it should be, ready-made; else it is made from the options.
         keep: whether it takes more than one job; one with a name does.
         reach: how much of it can be had here; found out where ``best_effort`` asks for it.
-        doors: namespaces of others to make it inside of; their descriptors must be open when it is started.
+        doors: namespaces of others to make it inside of.
         plan: how to make it, ready-made.
         given: options, by the names of ``nsmagic.run``: ``mem="256M"``, ``net="host"`` …
 
@@ -172,8 +172,12 @@ class Container:
             reach = effort.reach(self.spec)
         if self._joined is not None:
             doors = joining.open_doors(self._joined, self.spec)
-            self._opened = doors.descriptors
+        elif doors is not None:
+            doors = joining.again(doors)
+        self._opened = [] if doors is None else doors.descriptors
         self._plan = plan or make_plan(self.spec, client.python_path(), reach, doors)
+        if self.held and not (self.namespaces or doors):
+            raise SpecError("--name", "is for a container with namespaces of its own, which others can join")
         self._launcher: client.Launcher | None = None
         self._group: cgroups.Group | None = None
         self._reader = frames.FrameReader()
@@ -450,6 +454,11 @@ class Container:
             self._report.take(self._channels.report)
         return self._report.pid
 
+    def root_pids(self) -> list[int]:
+        """The host's process ids of those that all others in it descend from: the inits, its own first."""
+        inits = [self.init_pid, *(guest.init_pid for guest in list(self.guests))]
+        return [pid for pid in inits if pid is not None]
+
     @property
     def payload_pid(self) -> int | None:
         """The host's process id of what runs in it: init's only child of its own; None while there is none.
@@ -488,6 +497,13 @@ class Container:
         if self._channels is not None:
             self._report.take(self._channels.report)
         return self._report.namespaces
+
+    @property
+    def hostname(self) -> str:
+        """The name of the host in there."""
+        if "uts" in self.namespaces:
+            return self.spec.hostname
+        return self.doors.hostname if self.doors is not None else ""
 
     @property
     def ids_inside(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from nsmagic.launcher import client
 from nsmagic.plan import Doors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from nsmagic.channels import Channels
     from nsmagic.container import Container
@@ -83,6 +83,11 @@ def all_doors(joined: Container) -> Doors:
     return _open(joined, joined.offered, -1)
 
 
+def again(doors: Doors) -> Doors:
+    """The same doors, with descriptors of one's own; the caller closes them."""
+    return _own(doors.steps, doors.proc_from, doors)
+
+
 def _open(joined: Container, kinds: Iterable[str], proc_from: int) -> Doors:
     wanted = {"user", *kinds}
     outer = joined.doors.steps if joined.doors is not None else ()
@@ -92,18 +97,21 @@ def _open(joined: Container, kinds: Iterable[str], proc_from: int) -> Doors:
         own = ["user", *(kind for kind in own if kind != "user")]
     steps = [step for step in outer if step[0] in wanted]
     steps += [(kind, joined.offered[kind]) for kind in own if kind in wanted]
-    doors: list[tuple[str, int]] = []
+    uid, gid = joined.ids_inside
+    return _own(steps, proc_from, Doors((), uid, gid, -1, joined.plan.root.workdir, joined.hostname))
+
+
+def _own(steps: Sequence[tuple[str, int]], proc_from: int, rest: Doors) -> Doors:
+    """Doors with duplicates of these descriptors."""
+    made: list[int] = []
     try:
-        for kind, descriptor in steps:
-            doors.append((kind, os.dup(descriptor)))
+        made = [os.dup(descriptor) for _, descriptor in steps]
         proc = os.dup(proc_from) if proc_from >= 0 else -1
     except OSError:
-        for _, descriptor in doors:
-            os.close(descriptor)
+        close(made)
         raise
-    uid, gid = joined.ids_inside
-    hostname = joined.spec.hostname if "uts" in joined.namespaces else ""
-    found = Doors(tuple(doors), uid, gid, proc, joined.plan.root.workdir, hostname)
+    kinds = [kind for kind, _ in steps]
+    found = rest._replace(steps=tuple(zip(kinds, made, strict=True)), proc_from=proc)
     client.owned.update(found.descriptors)
     return found
 

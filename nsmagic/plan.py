@@ -288,6 +288,9 @@ def make_plan(
         SpecError: the spec is at odds with itself.
     """
     require_linux()
+    if reach is not None and reach.confined and (spec.name or doors is not None):
+        option = "--join" if doors is not None else "--name"
+        raise HostError(option, f"no namespace can be made here: {reach.confined}", "Leave it out.")
     if reach is not None and reach.confined:
         return _confined_plan(spec, python_path, reach.confined)
     if reach is not None:
