@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nsmagic import intake, standbys
+from nsmagic import intake, names, standbys
 from nsmagic.container import Container
 from nsmagic.errors import LauncherError
 from nsmagic.launcher import client
@@ -32,19 +32,50 @@ def run_job(
 ) -> Result:
     """Run a job in a container that is used for nothing else; see ``Container.run_job``."""
     require_linux()
-    waiting = standbys.current()
     try:
-        taken = waiting.take(container)
+        taken = take(container)
         try:
             return taken.run_job(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
         except LauncherError:
             # It died before the job began, so nothing has run; once more, with a new one.
             if isinstance(stdin, int):
                 raise
-        taken = waiting.take(container)
+        # What is kept has outlived the launcher.
+        taken = names.live()[container.name].guest().start() if container.name else take(container)
         return taken.run_job(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
     finally:
-        waiting.prepare(container)
+        prepare(container)
+
+
+def take(container: ContainerSpec) -> Container:
+    """What one job is run in: a standby or a new container, or a guest of one that is kept.
+
+    Raises:
+        HostError: this host cannot enforce the spec.
+        LauncherError: the launcher cannot be started.
+        SpecError: no container has the name that is to be joined, or one has that which is to be given.
+        StartError: the container that is to be kept could not be built.
+        StoppedError: the container that is to be joined has ended.
+    """
+    if container.join is not None and container.join.kinds is None:
+        return names.find("--join", container.join.name).guest().start()
+    if container.name:
+        kept = Container(container).start()
+        try:
+            kept.wait_built()
+            return kept.guest(first=True).start()
+        except BaseException:
+            kept.stop()
+            raise
+    if container.join is not None:
+        return Container(container, keep=False).start()
+    return standbys.current().take(container)
+
+
+def prepare(container: ContainerSpec) -> None:
+    """Have one built for the next run of this spec, if it is one that can wait."""
+    if not container.name and container.join is None:
+        standbys.current().prepare(container)
 
 
 def run_once(container: ContainerSpec, job: JobSpec, *, sink: Sink, stdin: int | None) -> Result:
@@ -72,8 +103,10 @@ def run(
         given: options.  Of the container: ``mem`` (bytes, or such as ``"128M"``), ``swap``, ``cpus``,
             ``pids``, ``disk``, ``net`` (``none``, ``host``), ``ns`` (``all``, ``all-net``, ``uts,pid``),
             ``bind`` (``SRC[:DST][:ro|rw|cow]``, one or several), ``workdir``, ``hostname``, ``user``
-            (``root`` or a uid), ``best_effort``.  Of the job: ``timeout`` (seconds, or such as ``"2m"``),
-            ``output_limit`` (bytes, or such as ``"10M:drop"``), ``env``, ``fresh_exec``, ``rich``
+            (``root`` or a uid), ``best_effort``.  Of its life: ``name`` (it is kept under that name until
+            ``Container.find(name).stop()``), ``join`` (a name, to run in that container, or
+            ``NAME:net,uts``, to share those namespaces of it).  Of the job: ``timeout`` (seconds, or such as
+            ``"2m"``), ``output_limit`` (bytes, or such as ``"10M:drop"``), ``env``, ``fresh_exec``, ``rich``
             (``safe``, ``trusted``).
 
     Returns:
@@ -83,6 +116,7 @@ def run(
         SpecError: an argument makes no sense; nothing was started.
         HostError: this host cannot enforce it; nothing was started.
         StartError: the container could not be built.
+        StoppedError: the container to be joined has ended.
         ValueTransferError: a variable cannot go in or come out.
     """
     of_container, of_job = intake.split(given)

@@ -19,7 +19,18 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic import cgroups, channels, confinement, effort, firewall, intake, processes, values
+from nsmagic import (
+    cgroups,
+    channels,
+    confinement,
+    effort,
+    firewall,
+    intake,
+    joining,
+    names,
+    processes,
+    values,
+)
 from nsmagic.errors import (
     HostError,
     LauncherError,
@@ -34,7 +45,16 @@ from nsmagic.job import Report, Run
 from nsmagic.launcher import client, frames
 from nsmagic.outcome import judge
 from nsmagic.plan import make_plan, require_linux
-from nsmagic.result import Failure, Isolation, Result, Usage, Written, read_journal, written_bytes
+from nsmagic.result import (
+    Failure,
+    Isolation,
+    Result,
+    Usage,
+    Written,
+    read_journal,
+    size_text,
+    written_bytes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,9 +63,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from nsmagic.firewall import Filtered
+    from nsmagic.guests import Guest
     from nsmagic.intake import ContainerOptions, JobOptions
     from nsmagic.job import Ending, Sink
-    from nsmagic.plan import Reach
+    from nsmagic.outcome import Verdict
+    from nsmagic.plan import Doors, Plan, Reach
     from nsmagic.spec import ContainerSpec, JobSpec
 
 _numbers = itertools.count(1)
@@ -104,17 +126,21 @@ class Container:
     """A container: it is built by ``start``, takes jobs by ``run``, and is gone after ``stop``.
 
     Use it in a ``with`` statement to run several jobs in one container: they share files and limits, one
-    after the other; variables are not shared.
+    after the other; variables are not shared.  One that has a name (``name="web"``) takes any number of jobs
+    at once, and others may join it by that name until it is stopped.
 
     Args:
         spec: what it should be, ready-made; else it is made from the options.
-        keep: whether it takes more than one job.
+        keep: whether it takes more than one job; one with a name does.
         reach: how much of it can be had here; found out where ``best_effort`` asks for it.
+        doors: namespaces of others to make it inside of.
+        plan: how to make it, ready-made.
         given: options, by the names of ``nsmagic.run``: ``mem="256M"``, ``net="host"`` …
 
     Raises:
         SpecError: an option makes no sense.
         HostError: this host cannot enforce what is asked.
+        StoppedError: the container to be joined has ended.
     """
 
     def __init__(
@@ -123,31 +149,45 @@ class Container:
         *,
         keep: bool = True,
         reach: Reach | None = None,
+        doors: Doors | None = None,
+        plan: Plan | None = None,
         **given: Unpack[ContainerOptions],
     ) -> None:
         # Before anything that can fail: __del__ looks at these.
         self._channels: channels.Channels | None = None
-        self._pid = os.getpid()
+        self._report = Report()
+        self.owner = os.getpid()
+        self._opened: list[int] = []
         self.let_go: Callable[[Container], None] | None = None
         """Who stops it behind its job; without one, that is done before the result is given."""
         require_linux()
         self.spec = spec or intake.container_from(given)
         self.number = next(_numbers)
         self.keep = keep
+        self.held = bool(self.spec.name)
+        self._joined = joining.joined_by(self.spec) if plan is None else None
         self.started = time.time()
         self._lock = threading.Lock()
         if reach is None and self.spec.best_effort:
             reach = effort.reach(self.spec)
-        self._plan = make_plan(self.spec, client.python_path(), reach)
+        if self._joined is not None:
+            doors = joining.open_doors(self._joined, self.spec)
+        elif doors is not None:
+            doors = joining.again(doors)
+        self._opened = [] if doors is None else doors.descriptors
+        self._plan = plan or make_plan(self.spec, client.python_path(), reach, doors)
+        if self.held and not (self.namespaces or doors):
+            raise SpecError("--name", "is for a container with namespaces of its own, which others can join")
         self._launcher: client.Launcher | None = None
         self._group: cgroups.Group | None = None
-        self._report = Report()
         self._reader = frames.FrameReader()
         self._ready = False
         self._stopping = False
         self._ended = ""
         self._seen = cgroups.Usage()
         self._deaths: list[str] = []
+        self.guests: set[Guest] = set()
+        """The jobs that run in it, if it is kept."""
 
     # ---- life ------------------------------------------------------------------
 
@@ -160,7 +200,20 @@ class Container:
         Raises:
             LauncherError: the launcher cannot be started.
             HostError: the kernel refused a limit.
+            SpecError: another container has its name.
         """
+        if self.held:
+            names.claim(self.spec.name, self)
+        try:
+            self._start(blank=blank)
+        except BaseException as error:
+            self._forget(f"it could not be made: {error}")
+            raise
+        if self.held:
+            live[self.number] = self
+        return self
+
+    def _start(self, *, blank: bool) -> None:
         launcher = client.start()
         _sweep_once(os.getpid())
         remove_orphaned()
@@ -171,7 +224,7 @@ class Container:
                 raise
             raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}") from None
         with contextlib.ExitStack() as undo:
-            group = self._plan.choice.create()
+            group = self._make_group()
             undo.callback(group.remove)
             try:
                 ours, theirs = channels.make()
@@ -185,22 +238,37 @@ class Container:
             with contextlib.ExitStack() as given:
                 for descriptor in theirs:
                     given.callback(os.close, descriptor)
-                joins, directory = group.open_joins(), group.open_directory()
-                groups = joins if directory is None else [*joins, directory]
+                tasks, directory = group.open_joins(), group.open_directory()
+                groups = tasks if directory is None else [*tasks, directory]
                 for descriptor in groups:
                     given.callback(os.close, descriptor)
                 request = self._plan.request(
                     self.number,
                     tuple(group.directories),
-                    joins=len(joins),
+                    tasks=len(tasks),
                     into_cgroup=directory is not None,
                     blank=blank,
                 )
-                if not launcher.send(request, [*theirs, *groups]):
+                doors = self._plan.doors.descriptors if self._plan.doors else []
+                if not launcher.send(request, [*theirs, *groups, *doors]):
                     raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}")
             undo.pop_all()
         self._channels, self._launcher, self._group = ours, launcher, group
-        return self
+
+    def _make_group(self) -> cgroups.Group:
+        """The group that it lives in."""
+        group = self._plan.choice.create()
+        if self.held:
+            group.share()
+        return group
+
+    def _forget(self, why: str) -> None:
+        """It is no more: give back its name, and let go of the namespaces that it joined and of its own."""
+        self._ended = self._ended or why
+        if self.held:
+            names.drop(self.spec.name, self, self._ended)
+        opened, self._opened = self._opened, []
+        joining.close([*opened, *self._report.forget_namespaces()])
 
     def _make_private(self) -> str:
         """The folder that confined code may write to; empty where it needs none."""
@@ -227,8 +295,9 @@ class Container:
             if self._channels is None:
                 raise StoppedError("this container was not started")
             waiting = select.poll()
-            for channel in (self._channels.control, self._channels.report):
-                waiting.register(channel.fileno(), select.POLLIN)
+            waiting.register(self._channels.report.fileno(), select.POLLIN)
+            if not self.held:
+                waiting.register(self._channels.control.fileno(), select.POLLIN)
             deadline = time.monotonic() + _BUILD_SECONDS
             while not self._take_ready():
                 left = deadline - time.monotonic()
@@ -238,6 +307,44 @@ class Container:
                     raise self._start_error()
                 if self._report.exit or self._report.closed:
                     raise self._lost()
+
+    def ending(self) -> str:
+        """Why a container that is kept is no longer there; empty while it is, or is being made."""
+        if self._channels is not None and not self._ended:
+            self._report.take(self._channels.report)
+            if self._report.failed:
+                self._release(f"it could not be made: {self._start_error()}")
+            elif self._report.exit or self._report.closed:
+                self._release(self._own_end())
+        return self._ended
+
+    def note_use(self, usage: cgroups.Usage) -> None:
+        """What it had used when a job in it was over: what that job is blamed for is not its own end."""
+        self._seen = usage
+
+    def await_news(self, seconds: float) -> None:
+        """Wait, so long at most, for what a container that is ending has to say."""
+        if self._channels is not None:
+            self._report.wait_for_end(self._channels.report, seconds)
+
+    def stop_because(self, why: str) -> None:
+        """Stop it for a reason that whoever asks later shall hear."""
+        self._ended = self._ended or why
+        self.stop()
+
+    def _own_end(self) -> str:
+        """Why it has ended, if nobody stopped it."""
+        if self._stopping:
+            return "it was stopped"
+        usage = self.usage()
+        if _since_count(usage.oom_kills, self._seen.oom_kills):
+            limit = (
+                f"its limit of {size_text(self.spec.mem)} (--mem)"
+                if self.spec.mem
+                else "what its owner may have"
+            )
+            return f"it ran out of memory: it needed more than {limit}"
+        return "its first process, PID 1, was killed"
 
     def become(self, wanted: Container) -> bool:
         """Make this blank the container that another one, which is not started, would be.
@@ -263,8 +370,10 @@ class Container:
     def stop(self) -> None:
         """End everything in it and let go of it.  Any thread may call this while another is in ``run``."""
         self._stopping = True
-        if self._pid != os.getpid():  # a fork of the owner: it is not ours
+        if self.owner != os.getpid():  # a fork of the owner: it is not ours
             return
+        for guest in list(self.guests):
+            guest.stop()
         if self._channels is not None:
             self._channels.close_lifeline()
         if self._lock.acquire(timeout=_END_SECONDS):
@@ -276,9 +385,11 @@ class Container:
     def _release(self, why: str) -> None:
         """End it, and let the launcher remove what is left."""
         live.pop(self.number, None)
-        self._ended = self._ended or why
+        self._forget(why)
         if self._channels is None:
             return
+        if "pid" in self.spec.joined and self._joined is not None:
+            self._end_all(self._channels, self._joined)
         self._close_channels()
         if self._launcher is not None and self._group is not None and self._group.directories:
             _released[self.number] = (self._launcher, self._group)
@@ -287,6 +398,15 @@ class Container:
             self._remove_group()
             if self._plan.view is not None:
                 shutil.rmtree(self._plan.view.private, ignore_errors=True)
+
+    def _end_all(self, own: channels.Channels, joined: Container) -> None:
+        """See that nothing of it is left in the PID namespace of another, which lives on."""
+        if joining.has_ended(own, self._report) or joined.ending():
+            return
+        if self._group is not None and self._group.directories:
+            self._group.kill()
+        else:
+            joined.stop_because(joining.KILLED_FROM_INSIDE)
 
     def _close_channels(self) -> None:
         if self._channels is not None:
@@ -316,7 +436,11 @@ class Container:
 
     def __del__(self) -> None:
         """Nothing is left behind by a container that was forgotten."""
-        if self._channels is not None and self._pid == os.getpid():
+        if self.owner != os.getpid():
+            return
+        with contextlib.suppress(Exception):
+            joining.close([*self._opened, *self._report.forget_namespaces()])
+        if self._channels is not None:
             # The collector may run us in the middle of a request to the launcher, so we make none ourselves.
             with contextlib.suppress(Exception):
                 self._close_channels()
@@ -330,6 +454,11 @@ class Container:
             self._report.take(self._channels.report)
         return self._report.pid
 
+    def root_pids(self) -> list[int]:
+        """The host's process ids of those that all others in it descend from: the inits, its own first."""
+        inits = [self.init_pid, *(guest.init_pid for guest in list(self.guests))]
+        return [pid for pid in inits if pid is not None]
+
     @property
     def payload_pid(self) -> int | None:
         """The host's process id of what runs in it: init's only child of its own; None while there is none.
@@ -337,6 +466,50 @@ class Container:
         Init itself is not in all of the namespaces: a time namespace is for its maker's children.
         """
         return processes.first_child(self.init_pid or 0) or None
+
+    @property
+    def plan(self) -> Plan:
+        """How it was made."""
+        return self._plan
+
+    @property
+    def group(self) -> cgroups.Group | None:
+        """The group that it lives in; None before it is started."""
+        return self._group
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has stopped it."""
+        return self._stopping
+
+    def journal_lines(self) -> list[str]:
+        """How it was built, so far."""
+        return self._report.lines
+
+    @property
+    def doors(self) -> Doors | None:
+        """What it was made inside of, if not of the host's own namespaces."""
+        return self._plan.doors
+
+    @property
+    def offered(self) -> dict[str, int]:
+        """Of a kept container: descriptors of the namespaces that it has or has joined, by kind."""
+        if self._channels is not None:
+            self._report.take(self._channels.report)
+        return self._report.namespaces
+
+    @property
+    def hostname(self) -> str:
+        """The name of the host in there."""
+        if "uts" in self.namespaces:
+            return self.spec.hostname
+        return self.doors.hostname if self.doors is not None else ""
+
+    @property
+    def ids_inside(self) -> tuple[int, int]:
+        """The payload's uid and gid in its own user namespace; on the host where it has none."""
+        identity = self._plan.identity
+        return identity.uid, identity.gid
 
     @property
     def kind(self) -> tuple[object, ...] | None:
@@ -407,6 +580,8 @@ class Container:
 
     def written(self) -> Written:
         """What it has written so far; holds its files until it is closed."""
+        if self._joined is not None and "mount" in self.spec.joined:
+            return self._joined.written()
         scratch = self._report.scratch
         return self._written(None if scratch is None else os.dup(scratch))
 
@@ -444,6 +619,29 @@ class Container:
         stdin = input.encode() if isinstance(input, str) else input
         return self.run_job(job, stdin=stdin, variables=variables)
 
+    @staticmethod
+    def find(name: str) -> Container:
+        """The container that this process keeps under a name.
+
+        Raises:
+            SpecError: there never was one.
+            StoppedError: it has ended.
+        """
+        return names.find("name", name)
+
+    def guest(self, *, first: bool = False) -> Guest:
+        """What one job in this container, which is kept, is run in.
+
+        Args:
+            first: whether its journal begins with the building of this container.
+
+        Raises:
+            StoppedError: it has ended.
+        """
+        from nsmagic.guests import Guest  # noqa: PLC0415 - it builds on this module
+
+        return Guest(self, first=first)
+
     def run_job(
         self,
         job: JobSpec,
@@ -468,6 +666,9 @@ class Container:
             ValueTransferError: a variable cannot be put in.
             KeyboardInterrupt: the caller was interrupted; the container is stopped.
         """
+        if self.held:
+            guest = self.guest().start()
+            return guest.run_job(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
         message = self._message(job, variables or {}, stdin, can_ask=can_ask)
         with self._lock:
             if self._channels is None or self._stopping:
@@ -477,7 +678,7 @@ class Container:
             collector = Collector()
             self._deaths += client.take_deaths()
             try:
-                live[self.number] = self
+                self._enlist()
                 memory = self._watchdog()
                 run = Run(
                     self._channels, self._report, self._reader, job, message, sink or collector, stdin, memory
@@ -496,8 +697,13 @@ class Container:
             result.values = _decode(job, ending.done, result)
         return result
 
+    def _enlist(self) -> None:
+        live[self.number] = self
+
     def _take_ready(self) -> bool:
-        """Whether a standby has said that it waits."""
+        """Whether a standby has said that it waits, or a container that is kept is built."""
+        if self.held:
+            return self._report.built
         if not self._ready and self._channels is not None:
             with contextlib.suppress(BlockingIOError, OSError, frames.FrameError):
                 data = self._channels.control.recv(frames.LENGTH.size + 64)
@@ -540,7 +746,7 @@ class Container:
         folder = os.path.dirname(sys.executable)  # noqa: PTH120 - as text
         environment = {
             "PATH": f"{folder}:{_PATH}",
-            "HOME": self._home(),
+            "HOME": self.home(),
             "USER": identity.name,
             "LOGNAME": identity.name,
             "LANG": "C.UTF-8",
@@ -554,7 +760,10 @@ class Container:
             environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         return {**environment, **dict(job.env)}
 
-    def _home(self) -> str:
+    def home(self) -> str:
+        """The payload's home folder."""
+        if self._joined is not None and "mount" in self.spec.joined:
+            return self._joined.home()
         if self._plan.view is not None:
             return self._plan.view.private
         return self._plan.identity.home if "mount" in self.namespaces else os.environ.get("HOME", "/")
@@ -590,12 +799,7 @@ class Container:
         if ending.why != "kept":
             self._finish(group_usage)
         usage = self._usage(ending, group_usage)
-        verdict = judge(ending, self._report.exit, usage, self.spec, job, stopping=self._stopping)
-        scratch = self._report.scratch
-        if scratch is not None:
-            scratch = os.dup(scratch) if ending.why == "kept" else scratch
-            if ending.why != "kept":
-                self._report.scratch = None
+        verdict = self._judge(ending, usage, job)
         result = Result(
             outcome=verdict.outcome,
             exit_status=verdict.exit_status,
@@ -606,11 +810,11 @@ class Container:
             stderr_bytes=collector.streams["stderr"].getvalue(),
             outputs=collector.outputs,
             failure=Failure(*ending.failure) if ending.failure else None,
-            journal_lines=self._report.lines,
+            journal_lines=self._journal(),
             detail=verdict.detail,
             printed=ending.printed,
             dropped=ending.dropped,
-            written=self._written(scratch),
+            written=self.written() if ending.why == "kept" else self._take_written(),
         )
         self._seen = group_usage
         if ending.why != "kept":
@@ -621,6 +825,19 @@ class Container:
                 live.pop(self.number, None)
                 self.let_go(self)
         return result
+
+    def _judge(self, ending: Ending, usage: Usage, job: JobSpec) -> Verdict:
+        return judge(ending, self._report.exit, usage, self.spec, job, stopping=self._stopping)
+
+    def _journal(self) -> list[str]:
+        return self._report.lines
+
+    def _take_written(self) -> Written:
+        """What it has written, for a result that outlives it."""
+        if "mount" in self.spec.joined:
+            return self.written()
+        scratch, self._report.scratch = self._report.scratch, None
+        return self._written(scratch)
 
     def _finish(self, group_usage: cgroups.Usage) -> None:
         """The job is over: where nobody else can tell what it used, end the container and let init tell."""
@@ -672,13 +889,16 @@ class Container:
             added=plan.added,
             limits=limits,
             missing={**plan.missing, **{each.what: each.reason for each in plan.choice.missing}},
-            network=self.spec.net,
+            network=self.spec.net if "net" not in self.spec.joined else f"that of {self._joined_name()}",
             user=plan.identity.uid,
             host_user=plan.identity.host_uid,
             workdir=plan.root.workdir,
             system_calls="deny-list" if plan.view is None else "deny-list, longer for want of namespaces",
             notes=tuple(notes),
         )
+
+    def _joined_name(self) -> str:
+        return self.spec.join.name if self.spec.join is not None else ""
 
     def _start_error(self) -> StartError:
         failed = self._report.refused

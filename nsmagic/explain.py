@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
     from nsmagic.result import Step
 
-LANES: Final = ("launcher", "init", "payload")
-"""Who makes the calls: the launcher outside, init (PID 1 inside), and the process that will run the code."""
+LANES: Final = ("launcher", "joiner", "init", "payload")
+"""Who makes the calls: the launcher outside; where namespaces are joined, the process that enters them; init
+(PID 1 of a PID namespace of its own); and the process that will run the code."""
 
 _LAUNCHER_STEPS: Final = frozenset({"spawn", "sources", "clone"})
 _PAYLOAD_STEPS: Final = frozenset({"descriptors", "session", "limits", "payload"})
 _SHARED_STEPS: Final = frozenset({"capabilities", "seccomp", "userns", "cgroup", "late", "go", "landlock"})
+_JOIN_LANES: Final = {"clone3": "launcher", "clone": "launcher", "mmap": "launcher", "waitpid": "launcher",
+                      "readlink": "init"}  # fmt: skip
+"""Of the step "join", the calls that are not the joiner's."""
 
 _WHY: Final[dict[str, tuple[str, str]]] = {
     "spawn pipe2": ("A gate at which init waits until its user ids are mapped.", "pipe(2)"),
@@ -40,6 +44,67 @@ _WHY: Final[dict[str, tuple[str, str]]] = {
     "sources mount_setattr": (
         "Make each copy read-only, without set-uid programs or devices, and deaf to mounts of the host.",
         "mount_setattr(2)",
+    ),
+    "join clone3": (
+        "Make a process that enters what is joined: out of a user namespace nobody comes back.",
+        "clone(2)",
+    ),
+    "join clone": (
+        "Make a process that enters what is joined, the older way: clone3 is refused here.",
+        "clone(2)",
+    ),
+    "join setns CLONE_NEWUSER": (
+        "Enter its user namespace: there we may do with the others what is its own affair.",
+        "setns(2), user_namespaces(7)",
+    ),
+    "join setns CLONE_NEWPID": (
+        "Have its PID namespace for our children: they see its processes, and end with its PID 1.",
+        "setns(2), pid_namespaces(7)",
+    ),
+    "join setns CLONE_NEWNS": (
+        "Enter its mounts: from here on its files are ours.",
+        "setns(2), mount_namespaces(7)",
+    ),
+    "join setns CLONE_NEWNET": (
+        "Enter its network: the same devices, ports and abstract sockets.",
+        "setns(2), network_namespaces(7)",
+    ),
+    "join setns CLONE_NEWUTS": ("Share its host name.", "setns(2), uts_namespaces(7)"),
+    "join setns CLONE_NEWIPC": (
+        "Share its System V objects and message queues.",
+        "setns(2), ipc_namespaces(7)",
+    ),
+    "join setns CLONE_NEWCGROUP": (
+        "See its group as the root of all groups.",
+        "setns(2), cgroup_namespaces(7)",
+    ),
+    "join setns CLONE_NEWTIME": ("Share its clocks.", "setns(2), time_namespaces(7)"),
+    "join setresgid": ("Be a group that is known in there.", "setresgid(2)"),
+    "join setresuid": (
+        "Be a user who is known in there: nobody else may make a user namespace.",
+        "setresuid(2)",
+    ),
+    "join prctl": (
+        "A change of user made our /proc files root's; take them back.",
+        "PR_SET_DUMPABLE(2const)",
+    ),
+    "join open_tree": (
+        "Take a copy of its /proc: a new one takes rights over its PID namespace.",
+        "open_tree(2)",
+    ),
+    "join readlink": (
+        "Is this the /proc of our PID namespace? Our descendants are looked for in it.",
+        "proc(5)",
+    ),
+    "offer open": ("Open a namespace, so that others can join it later.", "namespaces(7)"),
+    "offer sendmsg": ("Hand them to the owner: nobody will have to look them up by a process id.", "unix(7)"),
+    "clone clone3 CLONE_PARENT": (
+        "Make init from in here, as a child of the launcher: it is born in what was joined, the rest is new.",
+        "clone(2), namespaces(7)",
+    ),
+    "clone clone CLONE_PARENT": (
+        "Make init from in here, as a child of the launcher, the older way: clone3 is refused here.",
+        "clone(2), namespaces(7)",
     ),
     "clone clone3": (
         "Make init, in one step, in new namespaces and in its cgroup.",
@@ -129,11 +194,12 @@ _WHY: Final[dict[str, tuple[str, str]]] = {
     "session setsid": ("A session of its own: no terminal to push keys into.", "setsid(2), TIOCSTI(2const)"),
     "session keyctl": ("A keyring of its own: none of the user's keys.", "session-keyring(7)"),
     "limits setrlimit": ("Limits that the kernel keeps for each process.", "getrlimit(2)"),
-    "payload prctl": ("The payload may look into itself.", "PR_SET_DUMPABLE(2const)"),
+    "payload prctl 0)": ("Nobody may look into it until the filter is in force.", "PR_SET_DUMPABLE(2const)"),
+    "payload prctl 1)": ("The payload may look into itself.", "PR_SET_DUMPABLE(2const)"),
     "payload sigprocmask": ("No signal is held back.", "sigprocmask(2)"),
 }
 _BARS: Final = 24
-_COLOURS: Final = {"launcher": "#5e81ac", "init": "#a3be8c", "payload": "#d08770"}
+_COLOURS: Final = {"launcher": "#5e81ac", "joiner": "#b48ead", "init": "#a3be8c", "payload": "#d08770"}
 _WIDTH, _ROW, _LEFT = 760, 18, 130
 
 
@@ -193,9 +259,7 @@ def rows(journal: Sequence[Step]) -> list[Row]:
     """The journal with like calls in one row, in the order of their first."""
     found: list[Row] = []
     start = min((step.began for step in journal), default=0.0)
-    lane = "launcher"
-    for step in journal:
-        lane = _lane(step, lane)
+    for step, lane in zip(journal, _lanes(journal), strict=True):
         text, page = why(step)
         same = next((row for row in found if _alike(row, lane, step, text)), None)
         if same is not None:
@@ -220,10 +284,30 @@ def _name(call: str) -> str:
     return call.partition("(")[0]
 
 
+def _lanes(journal: Sequence[Step]) -> list[str]:
+    """Who made each call."""
+    found: list[str] = []
+    lane = "launcher"
+    for step in journal:
+        lane = _lane(step, lane)
+        if lane == "joiner":
+            # It joined the groups first.
+            for number in range(len(found) - 1, -1, -1):
+                if journal[number].step != "cgroup":
+                    break
+                found[number] = lane
+        found.append(lane)
+    return found
+
+
 def _lane(step: Step, before: str) -> str:
     """Who made a call.  A step that several have belongs to whoever made the call before it."""
-    if step.step in _LAUNCHER_STEPS or (step.step == "userns" and _name(step.call) in {"open", "write"}):
-        return "launcher"
+    if step.step == "join":
+        return _JOIN_LANES.get(_name(step.call), "joiner")
+    if step.step == "userns" and _name(step.call) in {"open", "write"}:
+        return "joiner" if before == "joiner" else "launcher"
+    if step.step in _LAUNCHER_STEPS:
+        return "joiner" if "CLONE_PARENT" in step.call else "launcher"
     if step.step == "late":
         return "launcher" if _name(step.call) == "sendmsg" else "init"
     if step.step == "go":
@@ -239,9 +323,7 @@ def spans(journal: Sequence[Step]) -> list[tuple[str, str, float, float]]:
     """For each lane and step, when it began and ended: seconds since the first call of all."""
     start = min((step.began for step in journal), default=0.0)
     found: list[tuple[str, str, float, float]] = []
-    lane = "launcher"
-    for step in journal:
-        lane = _lane(step, lane)
+    for step, lane in zip(journal, _lanes(journal), strict=True):
         began, ended = step.began - start, step.began - start + step.took
         if found and found[-1][:2] == (lane, step.step):
             found[-1] = (lane, step.step, found[-1][2], max(found[-1][3], ended))
@@ -299,7 +381,7 @@ def timeline_svg(journal: Sequence[Step]) -> str:
     legend = "".join(
         f'<rect x="{_LEFT + 110 * i}" y="3" width="10" height="10" fill="{_COLOURS[lane]}"/>'
         f'<text x="{_LEFT + 110 * i + 14}" y="12">{lane}</text>'
-        for i, lane in enumerate(LANES)
+        for i, lane in enumerate(each for each in LANES if each in {span[0] for span in all_spans})
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '

@@ -218,9 +218,9 @@ def host_etc() -> list[Entry]:
     ]
 
 
-def _etc(identity: Identity, spec: ContainerSpec) -> list[Entry]:
+def _etc(identity: Identity, spec: ContainerSpec, joined: str) -> list[Entry]:
     entries = list(host_etc())
-    hostname = spec.hostname if "uts" in spec.namespaces else os.uname().nodename
+    hostname = spec.hostname if "uts" in spec.namespaces else joined or os.uname().nodename
     passwd = f"{identity.name}:x:{identity.uid}:{identity.gid}::{identity.home}:/bin/sh\n"
     passwd += "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n"
     entries += [
@@ -237,7 +237,7 @@ def _etc(identity: Identity, spec: ContainerSpec) -> list[Entry]:
 
 def _kernel(spec: ContainerSpec) -> list[Entry]:
     entries = []
-    if "pid" in spec.namespaces:
+    if "pid" in spec.namespaces | spec.joined:
         entries.append(Entry(kinds.PROC, b"/proc"))
     else:
         # A procfs shows the PID namespace of its maker; without one of our own it is the host's.
@@ -294,13 +294,16 @@ def _workdir(spec: ContainerSpec, identity: Identity, root: Root) -> list[Entry]
     return []
 
 
-def build_root(spec: ContainerSpec, identity: Identity, python_path: tuple[str, ...]) -> Root:
+def build_root(
+    spec: ContainerSpec, identity: Identity, python_path: tuple[str, ...], hostname: str = ""
+) -> Root:
     """Everything that is put into a container's root, in the order in which it is mounted.
 
     Args:
         spec: what was asked for; its binds and its working directory are absolute.
         identity: who the payload is.
         python_path: the owner's ``sys.path``.
+        hostname: the name of the host, if it is another container's.
     """
     root = Root([], disk_inodes=min(max(spec.disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES))
     if "mount" not in spec.namespaces:
@@ -310,7 +313,7 @@ def build_root(spec: ContainerSpec, identity: Identity, python_path: tuple[str, 
     # Own folders come first, binds below them after: a working directory in /tmp would else be hidden.
     entries = [
         *programs(),
-        *_etc(identity, spec),
+        *_etc(identity, spec, hostname),
         _private("/tmp", 0o1777),  # noqa: S108 - the container's own
         _link("/var/tmp", "/tmp"),  # noqa: S108 - likewise
         Entry(kinds.DIRECTORY, b"/run"),

@@ -54,14 +54,16 @@ class _Recorder:
 
 
 def _named(word: str) -> list[Container]:
-    """The live containers of this notebook that a word means: all, or the one of that number."""
+    """The live containers of this notebook that a word means: all, or the one of that name or number."""
     live = dict(container.live)
     if not word:
         return list(live.values())
-    if not word.isdecimal() or int(word) not in live:
-        known = ", ".join(map(str, live)) or "none"
-        raise SpecError(word[:40], f"is no live container of this notebook; live: {known}; see %containers")
-    return [live[int(word)]]
+    known = {each.spec.name or str(number): each for number, each in live.items()}
+    found = known.get(word) or (live.get(int(word)) if word.isdecimal() else None)
+    if found is None:
+        text = ", ".join(known) or "none"
+        raise SpecError(word[:40], f"is no live container of this notebook; live: {text}; see %containers")
+    return [found]
 
 
 @magics_class
@@ -72,17 +74,17 @@ class InstrumentMagics(Magics):  # type: ignore[misc]
     def namespaces(self, line: str) -> None:
         """Show which namespaces the live containers have of their own, beside the host's.
 
-            %namespaces            all live containers; without one, a standby
-            %namespaces NUMBER     one of them, by its number in %containers
+            %namespaces                all live containers; without one, a standby
+            %namespaces web 3 ...      these, by name or by number in %containers
 
         Two processes are in the same namespace just when the inodes are equal.  See namespaces(7).
         """
-        found = _named(line.strip())
-        inside = [(f"container {each.number}", each.payload_pid) for each in found]
+        words = line.split()
+        found = [each for word in words for each in _named(word)] if words else _named("")
+        columns = [namespaces.column("this notebook"), *namespaces.of(found)]
         if not found:
-            inside += [("a standby", pid) for pid in standbys.current().payload_pids()[:1]]
-        columns = [namespaces.column("this notebook")]
-        columns += [namespaces.column(name, pid) for name, pid in inside if pid is not None]
+            pids = standbys.current().payload_pids()[:1]
+            columns += [namespaces.column("a standby", pid) for pid in pids]
         text = views.table_text(namespaces.rows(columns))
         display({"text/plain": text, "text/html": namespaces.table_html(columns)}, raw=True)
 
@@ -90,8 +92,8 @@ class InstrumentMagics(Magics):  # type: ignore[misc]
     def changes(self, line: str) -> None:
         """Show what a container wrote: files added, modified and deleted, against the host's folders.
 
-        %changes           the last contained cell
-        %changes NUMBER    a live container, by its number in %containers
+        %changes         the last contained cell
+        %changes web     a live container, by its name or its number in %containers
         """
         word = line.strip()
         if word:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import filesystem, options
 from nsmagic.errors import SpecError
-from nsmagic.spec import Bind, ContainerSpec, JobSpec, Network
+from nsmagic.spec import Bind, ContainerSpec, JobSpec, Join, Network, hostname_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         hostname: str | None
         user: int | str | None
         best_effort: bool
+        name: str | None
+        join: str | Join | None
 
     class JobOptions(TypedDict, total=False):
         """The options of a job, as keyword arguments; see ``options.py`` for what they mean."""
@@ -57,27 +59,49 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
     Raises:
         SpecError: a path that is not there, or options at odds with each other.
     """
+    join: Join | None = given.get("join")
+    if join is not None and join.kinds is None:
+        return _whole(join, given)
+    joined = join.kinds if join is not None and join.kinds else frozenset()
+    if "mount" in joined and "workdir" in given:
+        raise SpecError(
+            "--workdir", "is that of the container whose mount namespace --join shares; leave it out"
+        )
     try:
         base = os.getcwd()  # noqa: PTH109 - as text
     except OSError as error:
         raise SpecError(
             "--workdir", f"the current folder is gone: {error.strerror}; change to one that is"
         ) from None
-    workdir = filesystem.resolve_workdir("--workdir", given.get("workdir", base))
+    workdir = "" if "mount" in joined else filesystem.resolve_workdir("--workdir", given.get("workdir", base))
     binds = tuple(filesystem.resolve_bind("--bind", bind, base) for bind in given.get("bind", ()))
     namespaces = given.get("ns")
     net: Network | None = given.get("net")
     if namespaces is None:
         # A host's network means no network namespace; whoever names namespaces says both himself.
-        namespaces = ContainerSpec().namespaces - ({"net"} if net == "host" else set())
+        namespaces = ContainerSpec().namespaces - ({"net"} if net == "host" else set()) - joined
     if net is None:
-        net = "none" if "net" in namespaces else "host"
+        net = "none" if "net" in namespaces | joined else "host"
     plain = {
         name: given[name]
-        for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "user", "best_effort")
+        for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "user", "best_effort", "name", "join")
         if name in given
     }
+    if "uts" in namespaces:
+        plain.setdefault("hostname", hostname_of(given.get("name", "")))
     return ContainerSpec(namespaces=namespaces, net=net, binds=binds, workdir=workdir, **plain)
+
+
+def _whole(join: Join, given: Mapping[str, Any]) -> ContainerSpec:
+    """A container that is joined as it is: all that concerns it was said when it was made."""
+    for option in options.of(("container", "life")):
+        if option.name in given and option.name not in {"join", "name"}:
+            raise SpecError(
+                option.flag,
+                f"was settled when {join.name} was made; leave it out, or make a new container that shares "
+                f"only some of its namespaces, as in --join {join.name}:net",
+            )
+    return ContainerSpec(join=join, name=given.get("name", ""))
 
 
 def job_spec(given: Mapping[str, Any], **rest: Any) -> JobSpec:
@@ -115,7 +139,7 @@ def container_from(given: ContainerOptions) -> ContainerSpec:
     Raises:
         SpecError: one of them makes no sense.
     """
-    return container_spec(options.convert(_paths(given), ("container",)))
+    return container_spec(options.convert(_paths(given), ("container", "life")))
 
 
 def job_from(

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nsmagic import firewall
-from nsmagic.launcher import frames
+from nsmagic.launcher import client, frames
+from nsmagic.native.kinds import CLONE_NEW
 from nsmagic.result import Step, read_journal
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from nsmagic.spec import JobSpec
 
 _READ_BYTES: Final = 1 << 20
+_MOST_DESCRIPTORS: Final = 16
+_KINDS: Final = {flag: kind for kind, flag in CLONE_NEW.items()}
 _DRAIN_BYTES: Final = 4 << 20
 _MAX_DISPLAYS: Final = 10_000
 _LEAST_FRAME: Final = 64
@@ -88,6 +91,7 @@ class Report:
     def __init__(self) -> None:
         self.pid: int | None = None
         self.scratch: int | None = None
+        self.namespaces: dict[str, int] = {}
         self._lines: list[str] = []
         self.built = False
         self.failed = False
@@ -98,19 +102,36 @@ class Report:
         """Take all packets that have come."""
         while not self.closed:
             try:
-                packet, descriptors, _, _ = socket.recv_fds(channel, 1 << 17, 4)
+                packet, descriptors, _, _ = socket.recv_fds(
+                    channel, 1 << 17, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return
             except OSError:
                 packet, descriptors = b"", []
             if packet[:1] == b"L" and descriptors and self.scratch is None:
                 self.scratch = descriptors.pop()
+            if packet[:1] == b"N" and not self.namespaces:
+                self._take_namespaces(packet[1:], descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
             if not packet:
                 self.closed = True
             else:
                 self._read(packet[:1], packet[1:].decode(errors="replace"))
+
+    def _take_namespaces(self, text: bytes, descriptors: list[int]) -> None:
+        """Its namespaces, told by init: the clone flag of each, and its descriptor; those are then ours."""
+        kinds = [_KINDS.get(int(word)) for word in text.split() if word.isdigit()]
+        if len(kinds) == len(descriptors) and None not in kinds:
+            self.namespaces = {kind: each for kind, each in zip(kinds, descriptors, strict=True) if kind}
+            client.owned.update(descriptors)
+            descriptors.clear()
+
+    def forget_namespaces(self) -> list[int]:
+        """Have them no more; the caller closes these descriptors."""
+        namespaces, self.namespaces = self.namespaces, {}
+        return list(namespaces.values())
 
     def wait_for_builder(self, channel: socket.socket, seconds: float) -> None:
         """Hear init out, whose last words about the build may come after those of a quick payload."""

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.display import display
 
-from nsmagic import api, container, explain, host, intake, options, standbys, views
+from nsmagic import api, explain, host, intake, options, standbys, views
 from nsmagic.completion import matcher
 from nsmagic.errors import SpecError, StartError
 from nsmagic.firewall import StreamCleaner
 from nsmagic.instruments import InstrumentMagics
 from nsmagic.launcher import client
+from nsmagic.lifetimes import LifetimeMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from nsmagic.container import Container
     from nsmagic.firewall import Filtered
     from nsmagic.result import Result
     from nsmagic.spec import ContainerSpec, JobSpec
@@ -128,7 +130,7 @@ class BackgroundRun:
     def __init__(self) -> None:
         self.result: Result | None = None
         self.error: BaseException | None = None
-        self.container: container.Container | None = None
+        self.container: Container | None = None
         self._done = threading.Event()
 
     @property
@@ -148,7 +150,7 @@ class BackgroundRun:
         return self.result
 
     def stop(self) -> None:
-        """End its container."""
+        """End it, with its container; of a container that is kept, end this cell alone."""
         if self.container is not None:
             self.container.stop()
 
@@ -217,7 +219,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
     )
 
     def _run(self, given: dict[str, Any], what: dict[str, Any], stdin: bytes | None = None) -> None:
-        wanted = options.merge({k: v for k, v in self.defaults.items() if k != "preload"}, given)
+        wanted = options.merge(self._defaults_for(given), given)
         outputs = tuple(wanted.get("outputs", ())) if what["kind"] == "cell" else ()
         if what["kind"] == "program" and (wanted.get("outputs") or wanted.get("inputs")):
             raise SpecError(
@@ -232,6 +234,16 @@ class ContainMagics(Magics):  # type: ignore[misc]
             self._run_behind(spec, job, wanted, variables, stdin)
         else:
             self._run_here(spec, job, wanted, variables, stdin)
+
+    def _defaults_for(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What %contain_config has set, as far as it is about this run."""
+        join = given.get("join")
+        as_it_is = join is not None and join.kinds is None
+        return {
+            name: value
+            for name, value in self.defaults.items()
+            if name != "preload" and not (as_it_is and options.BY_NAME[name].scope == "container")
+        }
 
     def _variable(self, name: str) -> object:
         if name not in self.shell.user_ns:
@@ -273,7 +285,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
     ) -> None:
         behind = BackgroundRun()
         sink = NotebookSink(self.shell, out="out" in wanted, err="err" in wanted)
-        behind.container = standbys.current().take(spec)
+        behind.container = api.take(spec)
         try:
             behind.container.wait_built()  # what prevents it is said here, and its processes can be looked at
         except BaseException:
@@ -293,7 +305,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
                 behind.error = error
             finally:
                 behind.finish()
-                standbys.current().prepare(spec)
+                api.prepare(spec)
 
         # The context carries which cell the output belongs to.
         context = contextvars.copy_context()
@@ -346,16 +358,6 @@ class ContainMagics(Magics):  # type: ignore[misc]
     contain_config.__doc__ = document(
         "Set the session's defaults for %%contain; without options, show them.", options.CONFIG_SCOPES
     )
-
-    @line_magic  # type: ignore[untyped-decorator]
-    def containers(self, line: str) -> None:
-        """List the live containers of this notebook."""
-        _no_words("%containers", line)
-        rows = views.container_rows(list(container.live.values()))
-        display(
-            views.bundle(rows if len(rows) > 1 else [("no containers are live",)], head=len(rows) > 1),
-            raw=True,
-        )
 
     @line_magic  # type: ignore[untyped-decorator]
     def contain_doctor(self, line: str) -> None:
@@ -416,6 +418,7 @@ def load(shell: InteractiveShell) -> None:
     magics = ContainMagics(shell)
     shell.register_magics(magics)
     shell.register_magics(InstrumentMagics(shell))
+    shell.register_magics(LifetimeMagics(shell))
     completer = getattr(shell, "Completer", None)
     if completer is not None and hasattr(completer, "custom_matchers"):
         completer.custom_matchers.append(matcher)

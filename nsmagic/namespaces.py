@@ -1,7 +1,8 @@
 """The matrix of namespaces: which process is in which, inode by inode; for ``%namespaces``.
 
 Each process has a link for each kind of namespace in /proc/PID/ns, and two processes are in the same one just
-when their links name the same inode.  Reads /proc, changes nothing.  See namespaces(7), proc_pid_ns(5).
+when their links name the same inode.  Of a container that is kept, our descriptors are looked at, since its
+init lets nobody look into it.  Changes nothing.  See namespaces(7), proc_pid_ns(5).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Final
 from nsmagic.spec import NAMESPACES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from nsmagic.container import Container
 
 FILES: Final = {name: {"mount": "mnt"}.get(name, name) for name in NAMESPACES}
 """How /proc/PID/ns names each kind."""
@@ -31,7 +34,8 @@ WHAT: Final = {
 }
 _LINK: Final = re.compile(r"[a-z]+:\[(\d+)\]")
 _CELL: Final = "padding:2px 12px 2px 0;text-align:left"
-_OWN: Final = f"{_CELL};background:#e3f2e1;color:#111"
+_SHADES: Final = ("#e3f2e1", "#fde9c9", "#d9e8fb", "#f6dbe6", "#e7defa", "#d7f0ef")
+"""Backgrounds of the namespaces in a row that are not the first column's: equal ones have the same."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,31 @@ def column(name: str, pid: int | None = None) -> Column:
     return Column(name, pid or os.getpid(), {kind: inode(pid or "self", kind) for kind in NAMESPACES})
 
 
+def of(containers: Iterable[Container]) -> list[Column]:
+    """The columns of these containers; without those whose first process is not there yet."""
+    found = []
+    for each in containers:
+        name = each.spec.name or f"container {each.number}"
+        if each.held and each.init_pid is not None:
+            inodes = column("").inodes | {kind: os.fstat(fd).st_ino for kind, fd in each.offered.items()}
+            found.append(Column(name, each.init_pid, inodes))
+        elif not each.held and (pid := each.payload_pid) is not None:
+            found.append(column(name, pid))
+    return found
+
+
 def rows(columns: Sequence[Column]) -> list[tuple[str, ...]]:
     """The matrix as text; the first column is what the others are compared with.
 
-    A namespace that is the first column's own is marked with ``=``, another one with ``*``.
+    A namespace that is the first column's is marked with ``=``, one of its own with ``*``, and one that it
+    shares with another of the columns with ``&``.
     """
     table = [("namespace", *(f"{each.name} (pid {each.pid})" for each in columns), "what it has of its own")]
     for kind in NAMESPACES:
         first = columns[0].inodes[kind]
+        all_of_them = [each.inodes[kind] for each in columns]
         cells = [_text(first)]
-        cells += [f"{_mark(each.inodes[kind], first)} {_text(each.inodes[kind])}" for each in columns[1:]]
+        cells += [f"{_mark(number, all_of_them)} {_text(number)}" for number in all_of_them[1:]]
         table.append((kind, *cells, WHAT[kind]))
     return table
 
@@ -82,24 +101,32 @@ def _text(number: int | None) -> str:
     return "cannot be read" if number is None else str(number)
 
 
-def _mark(number: int | None, first: int | None) -> str:
-    if number is None or first is None:
+def _mark(number: int | None, all_of_them: Sequence[int | None]) -> str:
+    if number is None or all_of_them[0] is None:
         return "?"
-    return "=" if number == first else "*"
+    if number == all_of_them[0]:
+        return "="
+    return "&" if all_of_them.count(number) > 1 else "*"
 
 
 def table_html(columns: Sequence[Column]) -> str:
-    """The matrix as an HTML table; namespaces other than the first column's are coloured."""
+    """The matrix as an HTML table; namespaces other than the first column's are coloured, equals alike."""
     text = rows(columns)
     lines = ["".join(f'<td style="{_CELL};font-weight:bold">{html.escape(cell)}</td>' for cell in text[0])]
     for row in text[1:]:
         cells = [f'<td style="{_CELL};font-weight:bold">{html.escape(row[0])}</td>']
+        others = list(dict.fromkeys(cell[2:] for cell in row[1:-1] if cell[0] in "*&"))
         for cell in row[1:-1]:
-            style = _OWN if cell.startswith("*") else _CELL
+            style = _CELL
+            if cell[0] in "*&":
+                style += f";background:{_SHADES[others.index(cell[2:]) % len(_SHADES)]};color:#111"
             cells.append(f'<td style="{style};font-family:monospace">{html.escape(cell)}</td>')
         cells.append(f'<td style="{_CELL}">{html.escape(row[-1])}</td>')
         lines.append("".join(cells))
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    legend = f"= the same namespace as {html.escape(columns[0].name)} &nbsp; * another one"
+    legend = (
+        f"= the same namespace as {html.escape(columns[0].name)} &nbsp; * another one &nbsp; "
+        "&amp; another one, shared by columns of the same colour"
+    )
     table = f'<table style="border-collapse:collapse;font-size:90%">{body}</table>'
     return f'{table}<p style="font-size:85%">{legend}</p>'

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Scope = Literal[
-    "container", "job", "view", "magic", "line", "command", "kernel", "supervisor", "install", "scratch"
+    "container", "job", "life", "view", "magic", "line", "command", "kernel", "supervisor", "install",
+    "scratch"
 ]  # fmt: skip
 
 
@@ -32,8 +33,8 @@ class Option:
         metavar: what its value looks like; empty for a switch.
         parse: from the option's name and what the user wrote to the value.
         help: one sentence.
-        scope: ``container`` and ``job`` options are everywhere; ``view`` ones are of ``%%contain`` and
-            ``nsmagic run``; ``magic`` ones of ``%%contain``;
+        scope: ``container`` and ``job`` options are everywhere; ``life`` ones are of ``%%contain`` and the
+            API; ``view`` ones are of ``%%contain`` and ``nsmagic run``; ``magic`` ones of ``%%contain``;
             ``line`` ones of ``%contain_config``; ``command`` ones of ``nsmagic run``; ``kernel`` ones of
             kernels, ``supervisor`` ones of what a kernel spec starts, ``install`` ones of ``nsmagic kernel``;
             ``scratch`` ones of ``%%scratch``.
@@ -153,6 +154,11 @@ OPTIONS: Final = (
     Option("rich", ("--rich",), "KIND", spec.parse_rich,
            "Rich output: safe (filtered) or trusted (scripts run in your notebook).", "job", "safe",
            choices=("safe", "trusted")),
+    Option("name", ("--name",), "NAME", spec.parse_name,
+           "Keep the container under this name, until %container stop NAME.", "life"),
+    Option("join", ("--join",), "NAME[:NAMESPACES]", spec.parse_join,
+           "Run in a kept container, or in a new one that shares namespaces of it, such as web:net,uts.",
+           "life"),
     Option("stats", ("--stats",), "", _switch,
            "Say what the run used and which isolation was in force.", "magic"),
     Option("explain", ("--explain",), "", _switch,
@@ -219,8 +225,8 @@ OPTIONS: Final = (
 
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 
-API_SCOPES: Final = ("container", "job")
-MAGIC_SCOPES: Final = ("container", "job", "view", "magic")
+API_SCOPES: Final = ("container", "job", "life")
+MAGIC_SCOPES: Final = ("container", "job", "life", "view", "magic")
 CONFIG_SCOPES: Final = ("container", "job", "line")
 COMMAND_SCOPES: Final = ("container", "job", "view", "command")
 KERNEL_SCOPES: Final = ("container", "job", "kernel", "supervisor")

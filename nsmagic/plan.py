@@ -18,7 +18,7 @@ from nsmagic.errors import HostError
 from nsmagic.filesystem import Identity
 from nsmagic.launcher import frames
 from nsmagic.native.kinds import CLONE_NEW
-from nsmagic.spec import DEFAULT_HOSTNAME, NAMESPACES
+from nsmagic.spec import DEFAULT_HOSTNAME, NAMESPACES, hostname_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +39,37 @@ class Reach(NamedTuple):
 
     refused: Mapping[str, str]
     confined: str = ""
+
+
+class Doors(NamedTuple):
+    """Namespaces of others that a container is made in.  The descriptors stay the giver's.
+
+    Attributes:
+        steps: kind and descriptor of each, in the order in which they are entered: a user namespace before
+            those that it owns.
+        uid: who the payload is in the innermost user namespace among them; on the host where there is none.
+        gid: likewise.
+        proc_from: descriptor of a mount namespace whose /proc shows the joined PID namespace; -1 for none.
+        workdir: where the payload starts if it has joined the mounts.
+        hostname: the name of the host, if it has joined that.
+    """
+
+    steps: tuple[tuple[str, int], ...]
+    uid: int
+    gid: int
+    proc_from: int = -1
+    workdir: str = ""
+    hostname: str = ""
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What is entered."""
+        return frozenset(kind for kind, _ in self.steps)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What goes to the launcher, in this order."""
+        return [each for _, each in self.steps] + ([self.proc_from] if self.proc_from >= 0 else [])
 
 
 _HOST_UIDS: Final = 0x6E730000
@@ -88,6 +119,7 @@ class Plan:
         choice: what enforces its limits.
         missing: what else of it cannot be had here, and why; only under ``best_effort``.
         view: where no namespace can be made, what the payload is kept from all the same.
+        doors: what it is made inside of, if not of the host's own namespaces.
     """
 
     spec: ContainerSpec
@@ -98,13 +130,14 @@ class Plan:
     choice: Choice
     missing: Mapping[str, str] = field(default_factory=dict)
     view: View | None = None
+    doors: Doors | None = None
 
     def request(
         self,
         number: int,
         directories: tuple[str, ...],
         *,
-        joins: int,
+        tasks: int,
         into_cgroup: bool,
         blank: bool = False,
     ) -> frames.Spawn:
@@ -113,11 +146,12 @@ class Plan:
         Args:
             number: the container's own.
             directories: of its group, to be removed at its end.
-            joins: how many v1 ``tasks`` descriptors go with it.
-            into_cgroup: whether a cgroup v2 directory's descriptor does.
+            tasks: how many v1 ``tasks`` descriptors go with it.
+            into_cgroup: whether a cgroup v2 directory's descriptor does; then those of ``doors`` follow.
             blank: leave open what ``finish`` will tell.
         """
         rest = self.finish(number)
+        doors = self.doors or Doors((), self.identity.host_uid, self.identity.host_gid)
         return frames.Spawn(
             id=number,
             namespaces=sum(CLONE_NEW[name] for name in self.namespaces),
@@ -125,16 +159,21 @@ class Plan:
             gid=self.identity.gid,
             host_uid=self.identity.host_uid,
             host_gid=self.identity.host_gid,
+            parent_uid=doors.uid,
+            parent_gid=doors.gid,
+            joins=[CLONE_NEW[kind] for kind, _ in doors.steps],
+            proc_from=doors.proc_from >= 0,
             hostname=None if blank else rest.hostname,
             workdir=b"" if blank else rest.workdir,
             disk_bytes=rest.disk_bytes,
             disk_inodes=rest.disk_inodes,
             entries=[] if blank else rest.entries,
             rlimits=[] if blank else rest.rlimits,
-            joins=joins,
+            tasks=tasks,
             into_cgroup=into_cgroup,
             directories=list(directories),
             blank=blank,
+            hold=bool(self.spec.name),
             hostname_wished=rest.hostname_wished,
             confine=self.view.confine if self.view is not None else 0,
             private=self.view.private if self.view is not None else "",
@@ -149,7 +188,7 @@ class Plan:
         return frames.Finish(
             id=number,
             hostname=self.spec.hostname if "uts" in self.namespaces else None,
-            hostname_wished=self.spec.hostname == DEFAULT_HOSTNAME,
+            hostname_wished=self.spec.hostname in {DEFAULT_HOSTNAME, hostname_of(self.spec.name)},
             workdir=os.fsencode(self.root.workdir),
             disk_bytes=self.spec.disk,
             disk_inodes=self.root.disk_inodes,
@@ -168,7 +207,7 @@ class Plan:
         alone = set(NAMESPACES) - {"net"} <= set(self.namespaces) and not self.choice.missing
         room = self.spec.mem is None or self.spec.mem >= _BLANK_MEMORY
         few = len(self.root.entries) <= _BLANK_ENTRIES
-        if not (alone and room and few) or (self.identity.as_root and not _may_mount()):
+        if not (alone and room and few) or self.doors or (self.identity.as_root and not _may_mount()):
             return None
         return (self.namespaces, self.identity, self.choice.mechanism.name)
 
@@ -233,19 +272,25 @@ def identity_for(spec: ContainerSpec, *, userns: bool) -> Identity:
     return Identity(spec.user, spec.user, uid, gid, as_root=False)
 
 
-def make_plan(spec: ContainerSpec, python_path: tuple[str, ...], reach: Reach | None = None) -> Plan:
+def make_plan(
+    spec: ContainerSpec, python_path: tuple[str, ...], reach: Reach | None = None, doors: Doors | None = None
+) -> Plan:
     """What has to be done here for this spec.
 
     Args:
         spec: what was asked for.
         python_path: the owner's ``sys.path``.
         reach: how much of it can be had here, if not all.
+        doors: what it is to be made inside of.
 
     Raises:
         HostError: this host cannot enforce it (and not ``best_effort``).
         SpecError: the spec is at odds with itself.
     """
     require_linux()
+    if reach is not None and reach.confined and (spec.name or doors is not None):
+        option = "--join" if doors is not None else "--name"
+        raise HostError(option, f"no namespace can be made here: {reach.confined}", "Leave it out.")
     if reach is not None and reach.confined:
         return _confined_plan(spec, python_path, reach.confined)
     if reach is not None:
@@ -253,14 +298,15 @@ def make_plan(spec: ContainerSpec, python_path: tuple[str, ...], reach: Reach | 
     wanted = set(spec.namespaces)
     added: tuple[str, ...] = ()
     # Each namespace but the user namespace takes CAP_SYS_ADMIN, and making a user namespace gives it.
-    if wanted and "user" not in wanted and os.geteuid() != 0:
+    joined = doors.kinds if doors is not None else frozenset()
+    if wanted and "user" not in wanted | joined and os.geteuid() != 0:
         wanted.add("user")
         added = ("user",)
     limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
     try:
-        choice = cgroups.choose(limits, userns="user" in wanted, best_effort=spec.best_effort)
+        choice = cgroups.choose(limits, userns="user" in wanted | joined, best_effort=spec.best_effort)
     except HostError:
-        if not wanted or "user" in wanted:
+        if not wanted or "user" in wanted | joined:
             raise
         # Root without a group of its own: in a user namespace RLIMIT_NPROC is a limit all the same.
         choice = cgroups.choose(limits, userns=True, best_effort=False)
@@ -268,13 +314,18 @@ def make_plan(spec: ContainerSpec, python_path: tuple[str, ...], reach: Reach | 
         added = ("user",)
     namespaces = tuple(name for name in NAMESPACES if name in wanted)
     identity = identity_for(spec, userns="user" in wanted)
-    root = filesystem.build_root(spec, identity, python_path)
-    if wanted and "pid" not in wanted and not identity.as_root:
+    if doors is not None and "user" in joined - wanted:
+        identity = replace(identity, uid=doors.uid, gid=doors.gid)
+    hostname = doors.hostname if doors is not None and "uts" in joined else ""
+    root = filesystem.build_root(spec, identity, python_path, hostname)
+    if doors is not None and "mount" in joined:
+        root.workdir = doors.workdir
+    if wanted and "pid" not in wanted | joined and not identity.as_root:
         root.notes.append("without a PID namespace the code can send signals to all of your processes")
-    if wanted and "mount" not in wanted and not identity.as_root:
+    if wanted and "mount" not in wanted | joined and not identity.as_root:
         root.notes.append("without a mount namespace the code can read and write all of your files")
     missing = {f"{name} namespace": why for name, why in reach.refused.items()} if reach is not None else {}
-    return Plan(spec, namespaces, added, identity, root, choice, missing)
+    return Plan(spec, namespaces, added, identity, root, choice, missing, doors=doors)
 
 
 def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: str) -> Plan:

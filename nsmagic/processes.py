@@ -1,6 +1,8 @@
-"""Live containers of this user, found in /proc: for ``nsmagic ps``, which knows no owner's memory.
+"""Processes as /proc shows them: the live containers of this user, and the tree of what runs in one.
 
 An init names itself ``nsmagic-init``; whose it is and how old it is stands in its /proc files, see proc(5).
+That is how ``nsmagic ps`` finds containers, for it knows no owner's memory.  What a process says of itself,
+its name and its words, is hostile: it is shown as printable text, and nothing is decided by it.
 """
 
 from __future__ import annotations
@@ -8,9 +10,91 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nsmagic.result import seconds_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MOST_SHOWN: Final = 400
+"""Processes of one tree."""
+_DEEPEST: Final = 40
+_MOST_BYTES: Final = 4096
+_MOST_CHARACTERS: Final = 90
+_STATES: Final = {
+    "R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "stopped", "t": "traced", "Z": "zombie",
+    "X": "dead", "I": "idle",
+}  # fmt: skip
+_LAUNCHER: Final = "nsmagic.launcher.zygote"
+
+
+class Process(NamedTuple):
+    """One process in a container's tree.
+
+    Attributes:
+        pid: on the host.
+        inside: in its own PID namespace.
+        depth: how many of its ancestors are in the tree.
+        state: in words.
+        memory: resident bytes, shared pages among them; None where it has none.
+        command: printable.
+    """
+
+    pid: int
+    inside: int
+    depth: int
+    state: str
+    memory: int | None
+    command: str
+
+
+def tree(roots: Iterable[int]) -> list[Process]:
+    """These processes and all their descendants, each behind its parent; ``MOST_SHOWN`` + 1 at most."""
+    found: list[Process] = []
+    waiting = [(pid, 0, 0) for pid in roots][::-1]
+    while waiting and len(found) <= MOST_SHOWN:
+        pid, parent, depth = waiting.pop()
+        # Any process may end while we look at it, and its number may be another's by then.
+        with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
+            found.append(_process(pid, parent, depth))
+            if depth < _DEEPEST:
+                waiting += [(child, pid, depth + 1) for child in reversed(_children(pid))]
+    return found
+
+
+def _process(pid: int, parent: int, depth: int) -> Process:
+    folder = Path("/proc", str(pid))
+    with (folder / "status").open("rb") as file:
+        text = file.read(_MOST_BYTES).decode(errors="replace")
+    # The kernel escapes what stands in the name, so no line of it is another's.
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    if parent and int(fields["PPid"]) != parent:
+        raise ValueError("it is no longer that process's child")
+    memory = fields.get("VmRSS", "").split()
+    return Process(
+        pid,
+        int(fields.get("NSpid", str(pid)).split()[-1]),
+        depth,
+        _STATES.get(fields["State"].split()[0], "unknown"),
+        int(memory[0]) * 1024 if memory else None,
+        _command(folder, fields["Name"].strip()),
+    )
+
+
+def _command(folder: Path, name: str) -> str:
+    with (folder / "cmdline").open("rb") as file:
+        words = file.read(_MOST_BYTES).decode(errors="replace").split("\0")
+    command = " ".join(word for word in words if word)
+    if _LAUNCHER in command:  # a clone of the launcher has its words
+        return printable(name if name.startswith("nsmagic-") else "(python)")
+    return printable(command or f"[{name}]")
+
+
+def printable(text: str) -> str:
+    """Hostile text on one line."""
+    shown = "".join(c if c.isprintable() else "?" for c in text[:_MOST_CHARACTERS])
+    return shown + ("…" if len(text) > _MOST_CHARACTERS else "")
 
 
 class Found(NamedTuple):
@@ -67,8 +151,10 @@ def _look(pid: int) -> Found | None:
         words = Path("/proc", str(payload), "cmdline").read_bytes().split(b"\0")
         command = " ".join(word.decode(errors="replace") for word in words if word)[:60]
     age = _uptime() - int(_stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
-    if "nsmagic.launcher.zygote" in command:
+    if _LAUNCHER in command:
         command = "(python)"
+    if not payload:
+        command = "(kept for others to join, or ending)"
     return Found(pid, int(_stat(launcher)[1]), command, payload, age)
 
 

@@ -41,6 +41,7 @@ _SECONDS: Final = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3
 _NUMBER: Final = re.compile(r"(\d{1,24}(?:\.\d{1,9})?)\s*([a-zA-Z]*)")
 _HOSTNAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONTAINER_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 _ALIASES: Final = {"mnt": "mount", "network": "net", "hostname": "uts"}
 
 BindMode = Literal["ro", "rw", "cow"]
@@ -211,6 +212,51 @@ def parse_bind(option: str, value: object) -> Bind:
     return Bind(source, target, mode)
 
 
+def parse_name(option: str, value: object) -> str:
+    """A container's name: a letter, then letters, digits, ``_`` and ``-``, 32 at most."""
+    if not isinstance(value, str) or not _CONTAINER_NAME.fullmatch(value):
+        raise SpecError(
+            option,
+            f"{_shown(value)} is not a container's name; use a letter, then letters, digits, _ and -, "
+            "32 at most",
+        )
+    return value
+
+
+def hostname_of(name: str) -> str:
+    """The host name of a container of this name, if nobody asks for another."""
+    return name.replace("_", "-").rstrip("-") or DEFAULT_HOSTNAME
+
+
+@dataclass(frozen=True)
+class Join:
+    """Which container is joined.
+
+    Attributes:
+        name: its name.
+        kinds: which of its namespaces are shared with a new container; None to run in it as it is.
+    """
+
+    name: str
+    kinds: frozenset[str] | None = None
+
+
+def parse_join(option: str, value: object) -> Join:
+    """``NAME``, to run in that container, or ``NAME:net,uts``, for a new one that shares those namespaces.
+
+    Raises:
+        SpecError: not a container's name, or one of the kinds is no namespace.
+    """
+    if isinstance(value, Join):
+        return value
+    name, colon, kinds = str(value).partition(":")
+    parse_name(option, name)
+    if not colon:
+        return Join(name)
+    chosen = parse_namespaces(option, kinds)
+    return Join(name, chosen)
+
+
 def parse_network(option: str, value: object) -> Network:
     """``none`` (a loopback of its own, no way out) or ``host`` (the host's own network)."""
     match value:
@@ -258,6 +304,8 @@ class ContainerSpec:
         best_effort: run with less isolation where the host cannot do all that is asked.
         sockets: absolute path of a folder of its own, where its payload listens and the owner connects to
             (``Container.sockets``); empty for none.  Nothing in it counts as a change.
+        name: what it is kept under, to be joined by others; empty for one that ends with its job.
+        join: the container whose namespaces it shares, beside those of its own.
     """
 
     namespaces: frozenset[str] = frozenset(NAMESPACES)
@@ -273,14 +321,22 @@ class ContainerSpec:
     user: int | None = None
     best_effort: bool = False
     sockets: str = ""
+    name: str = ""
+    join: Join | None = None
+
+    @property
+    def joined(self) -> frozenset[str]:
+        """The namespaces that it shares with the one that it joins; none where it is no new one."""
+        return (self.join and self.join.kinds) or frozenset()
 
     def __post_init__(self) -> None:
         """Check what concerns more than one field."""
+        self._check_join()
         if "net" in self.namespaces and self.net == "host":
             raise SpecError(
                 "--net", "host means no network namespace, but --ns asks for one; leave one of them out"
             )
-        if "net" not in self.namespaces and self.net == "none":
+        if "net" not in self.namespaces | self.joined and self.net == "none":
             raise SpecError("--net", "none needs a network namespace, which --ns leaves out; say --net host")
         if self.binds and "mount" not in self.namespaces:
             raise SpecError("--bind", "needs a mount namespace, which --ns leaves out")
@@ -288,6 +344,31 @@ class ContainerSpec:
         for target in targets:
             if targets.count(target) > 1:
                 raise SpecError("--bind", f"{_shown(target)} is the place of two binds")
+
+    def _check_join(self) -> None:
+        """What is shared is as it is: nothing of it can be asked for."""
+        for kind in NAMESPACES:
+            if kind in self.namespaces & self.joined:
+                raise SpecError(
+                    "--join",
+                    f"shares the {kind} namespace, but --ns asks for a new one; leave one of them out",
+                )
+        asked = {
+            "uts": ("--hostname", self.hostname != DEFAULT_HOSTNAME),
+            "user": ("--user", self.user is not None),
+            "mount": ("--disk", self.disk != DEFAULT_DISK),
+            "net": ("--net", self.net != "none"),
+        }
+        for kind, (option, given) in asked.items():
+            if kind in self.joined and given:
+                raise SpecError(
+                    option, f"is settled already where --join shares the {kind} namespace; leave it out"
+                )
+        if self.name and self.join is not None and self.join.kinds is None:
+            raise SpecError(
+                "--name",
+                f"{self.join.name} has its name already; for a new one say which namespaces it shares",
+            )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nsmagic import processes
 from nsmagic.result import seconds_text, size_text
 
 if TYPE_CHECKING:
@@ -200,16 +201,71 @@ def container_rows(containers: Sequence[Container]) -> list[tuple[str, ...]]:
         spec = container.spec
         rows.append(
             (
-                str(container.number),
+                f"{container.number} {spec.name}".rstrip(),
                 str(container.init_pid or "-"),
                 str(len(container.pids()) or "-"),
                 seconds_text(time.time() - container.started),
                 size_text(spec.mem) if spec.mem else "none",
-                ", ".join(container.namespaces) or "none",
-                spec.workdir,
+                _namespaces_text(container),
+                container.plan.root.workdir,
             )
         )
     return rows
+
+
+def _namespaces_text(container: Container) -> str:
+    """Its own, and whose others it shares."""
+    text = ", ".join(container.namespaces) or "none"
+    join = container.spec.join
+    if join is not None and join.kinds is not None:
+        text += f"; {', '.join(sorted(join.kinds))} of {join.name}"
+    return text
+
+
+def kept_rows(containers: Sequence[Container]) -> list[tuple[str, ...]]:
+    """What ``%container`` lists."""
+    head = ("name", "age", "cells in it", "memory limit", "namespaces", "directory")
+    return [head, *(_kept_row(container) for container in containers)]
+
+
+def _kept_row(container: Container) -> tuple[str, ...]:
+    spec = container.spec
+    return (
+        spec.name,
+        seconds_text(time.time() - container.started),
+        str(len(container.guests)),
+        size_text(spec.mem) if spec.mem else "none",
+        _namespaces_text(container),
+        container.plan.root.workdir,
+    )
+
+
+def tree_rows(found: Sequence[processes.Process]) -> list[tuple[str, ...]]:
+    """A container's processes, each below its parent."""
+    rows: list[tuple[str, ...]] = [("pid on the host", "pid inside", "state", "resident", "command")]
+    for each in found[: processes.MOST_SHOWN]:
+        memory = "-" if each.memory is None else size_text(each.memory)
+        branch = "   " * (each.depth - 1) + "└─ " if each.depth else ""
+        rows.append((str(each.pid), str(each.inside), each.state, memory, branch + each.command))
+    if len(found) > processes.MOST_SHOWN:
+        rows.append(("…", "", "", "", "and more"))
+    return rows
+
+
+def containers_bundle(containers: Sequence[Container]) -> dict[str, str]:
+    """What ``%containers`` shows: a line for each, and the tree of processes in each."""
+    if not containers:
+        return note("no containers are live")
+    shown = bundle(container_rows(containers), head=True)
+    for container in containers:
+        title = f"container {container.number} {container.spec.name}".rstrip()
+        rows = tree_rows(processes.tree(container.root_pids()))
+        shown["text/plain"] += f"\n\n{title}\n{table_text(rows)}"
+        shown["text/html"] += (
+            f'<p style="margin:8px 0 0 0;font-weight:bold">{html.escape(title)}</p>'
+            f'<div style="white-space:pre">{table_html(rows, head=True)}</div>'
+        )
+    return shown
 
 
 def isolation_warning(result: Result) -> str:

@@ -197,6 +197,8 @@ def test_requests_arrive() -> None:
         0,
         5,
         6,
+        7,
+        8,
         None,
         b"/",
         2**60,
@@ -206,6 +208,8 @@ def test_requests_arrive() -> None:
         2,
         into_cgroup=False,
         directories=["/a"],
+        joins=[2**28, 2**30],
+        proc_from=True,
     )
     assert frames.decode_request(frames.encode(spawn)) == spawn
     assert frames.decode_request(frames.encode(frames.Release(3))) == frames.Release(3)

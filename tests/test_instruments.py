@@ -202,7 +202,7 @@ def test_explain_groups_like_calls_and_keeps_their_order(quiet: Path) -> None:
     journal = nsmagic.run("pass").check().journal
     rows = explain.rows(journal)
     assert sum(row.count for row in rows) == len(journal)
-    assert {row.lane for row in rows} == set(explain.LANES)
+    assert {row.lane for row in rows} == set(explain.LANES) - {"joiner"}
     calls = [row.call.partition("(")[0] for row in rows]
     assert calls.index("pivot_root") < calls.index("umount2")
     assert rows[-1].lane == "payload"
@@ -210,6 +210,7 @@ def test_explain_groups_like_calls_and_keeps_their_order(quiet: Path) -> None:
     assert "pivot_root" in shown["text/plain"]
     assert "data:image/svg+xml;base64," in shown["text/html"]
     assert explain.timeline_svg(journal).count("<rect") > len(explain.LANES)
+    assert "joiner" not in explain.timeline_svg(journal)
 
 
 def test_a_failed_step_is_shown_with_its_errno_in_words(quiet: Path) -> None:

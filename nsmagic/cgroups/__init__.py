@@ -169,6 +169,9 @@ class Group(Protocol):
             HostError: the kernel refused one; those before it are in force.
         """
 
+    def share(self) -> None:
+        """Several jobs are going to live in it: out of memory shall end one process, not all of them."""
+
     def kill(self) -> None:
         """SIGKILL everything in the group, for good: nothing can be started in it afterwards.
 

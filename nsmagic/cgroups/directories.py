@@ -272,6 +272,9 @@ class DirectoryGroup:
             return None
         return os.open(self.places[""], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
+    def share(self) -> None:
+        """Do nothing: that is how v1 is."""
+
     def pids(self) -> list[int]:
         """Return the processes in the group."""
         return pids_in(self.leaves[0])

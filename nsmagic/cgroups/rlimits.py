@@ -337,6 +337,9 @@ class RlimitGroup:
     def set_limits(self, limits: Limits) -> None:
         """Take note of nothing: whoever samples compares."""
 
+    def share(self) -> None:
+        """Do nothing: nobody ends all of it."""
+
     def kill(self) -> None:
         """SIGKILL init and its descendants."""
         kill_all(self.pids, time.monotonic() + _KILL_SECONDS)

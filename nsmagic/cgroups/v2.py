@@ -58,6 +58,11 @@ class V2Group(DirectoryGroup):
             quota = None if limits.cpus is None else round(limits.cpus * PERIOD)
             yield Setting("cpus", f"{leaf}/cpu.max", f"{_or_max(quota)} {PERIOD}")
 
+    def share(self) -> None:
+        """Have out of memory end one process; see ``Group.share``."""
+        with contextlib.suppress(FileNotFoundError):
+            write(f"{self.leaves[0]}/memory.oom.group", "0")
+
     def usage(self) -> Usage:
         """Read what was used; see ``Group.usage``."""
         leaf = self.leaves[0]

@@ -56,9 +56,16 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     """Make a container.  Six descriptors come with it (control, report, lifeline, stdin, stdout, stderr),
-    then one for each v1 ``tasks`` file to join, then the cgroup v2 directory if ``into_cgroup``.
+    then one for each v1 ``tasks`` file, then the cgroup v2 directory if ``into_cgroup``, then one for each of
+    ``joins``, then one of a mount namespace if ``proc_from``.
 
     Attributes:
+        parent_uid: what ``uid`` stands for in the user namespace that it is made in, the host's or another.
+        parent_gid: likewise.
+        tasks: how many v1 ``tasks`` files there are.
+        joins: kinds of the namespaces to enter first, in this order, each by its clone flag; see join.c.
+        proc_from: whether /proc is a copy of one in another mount namespace.
+        hold: it takes no job: init keeps it for others, who join.
         directories: cgroup directories to remove, in this order, when the container is gone.
         confine: ``enum nsm_confinement`` in nsmagic.h.
         hostname_wished: nobody asked for just this name, so it can be done without.
@@ -72,19 +79,24 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     gid: int
     host_uid: int
     host_gid: int
+    parent_uid: int
+    parent_gid: int
     hostname: str | None
     workdir: bytes
     disk_bytes: int
     disk_inodes: int
     entries: list[Entry]
     rlimits: list[tuple[int, int]]
-    joins: int
+    tasks: int
     into_cgroup: bool
     directories: list[str]
     confine: int = 0
     hostname_wished: bool = False
     private: str = ""
     blank: bool = False
+    joins: list[int] = []
+    proc_from: bool = False
+    hold: bool = False
 
 
 class Finish(msgspec.Struct, frozen=True, tag="finish"):

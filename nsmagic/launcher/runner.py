@@ -122,12 +122,12 @@ def make_shell() -> RunnerShell:
     return shell
 
 
-def serve(shell: RunnerShell | None, confine: Callable[[], None]) -> NoReturn:
+def serve(shell: RunnerShell | None, confine: Callable[[], None] | None) -> NoReturn:
     """Take one job, or with ``keep`` many; the process ends with the last.
 
     Args:
         shell: the launcher's, or None where it was made for scripts and programs only.
-        confine: waits until the root is built, goes there, and gives up every right.
+        confine: waits until the root is built, goes there, and gives up every right; None if that is done.
     """
     os.set_inheritable(CONTROL, False)  # noqa: FBT003 - the library's signature
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -138,10 +138,11 @@ def serve(shell: RunnerShell | None, confine: Callable[[], None]) -> NoReturn:
     _reseed()
     # A fresh clone pays for page faults on its first work: while we wait, let that be ours.
     warm = shell is None
-    if shell is not None and not select.select([_GO], [], [], 0)[0]:
-        shell.run_source("None")
-        warm = True
-    confine()
+    if confine is not None:
+        if shell is not None and not select.select([_GO], [], [], 0)[0]:
+            shell.run_source("None")
+            warm = True
+        confine()
     if shell is not None and not warm and not channel.waiting():
         shell.run_source("None")
     channel.send(frames.Ready())

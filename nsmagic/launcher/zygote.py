@@ -37,13 +37,12 @@ if TYPE_CHECKING:
     from nsmagic.launcher.shell import RunnerShell
 
 _REPORT: Final = 1
-STREAMS: Final = 6
-"""Descriptors that come with every request: control, report, lifeline, stdin, stdout, stderr."""
 MAX_DESCRIPTORS: Final = 32
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _REMOVAL_RETRY_MS: Final = 5
 _REMOVAL_TRIES: Final = 400
 _STRAY_SECONDS: Final = 2.0
+_GRACE_SECONDS: Final = 2.0
 
 
 class _Child:
@@ -53,9 +52,12 @@ class _Child:
         pid: its init's; -1 where it could not be made: then only its directories are left to remove.
         directories: its own cgroup directories, in the order in which they can be removed.
         private: its folder on the host, removed with all that is in it; or empty.
+        gently: its init is no PID 1, and needs a moment to end what it has left behind.
     """
 
-    def __init__(self, pid: int, directories: Sequence[str], private: str = "") -> None:
+    def __init__(
+        self, pid: int, directories: Sequence[str], private: str = "", *, gently: bool = False
+    ) -> None:
         self.pid = pid
         self.ended = pid < 0
         self.pidfd = -1
@@ -69,9 +71,24 @@ class _Child:
         self.directories = list(directories)
         self._private = private
         self._remover: subprocess.Popen[bytes] | None = None
+        self.gently = gently
         self.released = False
+        self.killed_at = 0.0
         self.tries = 0
         self.blank: _Blank | None = None
+
+    def release(self) -> None:
+        """The owner is done with it."""
+        self.released = True
+        if self.gently:
+            self.killed_at = time.monotonic() + _GRACE_SECONDS  # the owner has closed its lifeline
+        else:
+            self.kill()
+
+    def kill_if_due(self) -> None:
+        """End an init that was given its moment."""
+        if self.released and self.gently and not self.ended and time.monotonic() > self.killed_at:
+            self.kill()
 
     def kill(self) -> None:
         """End init, and the kernel ends the rest."""
@@ -155,7 +172,11 @@ class Launcher:
         """Answer requests; returns never: not here, and not in a payload."""
         try:
             while True:
-                waiting = [child for child in self._children.values() if child.released and child.ended]
+                waiting = [
+                    child
+                    for child in self._children.values()
+                    if child.released and (child.ended or child.gently)
+                ]
                 events = self._poll.poll(_REMOVAL_RETRY_MS if waiting else None)
                 for descriptor, _ in events:
                     if descriptor == self._owner.fileno():
@@ -178,8 +199,7 @@ class Launcher:
             if isinstance(request, frames.Release):
                 child = self._children.get(request.id)
                 if child:
-                    child.released = True
-                    child.kill()
+                    child.release()
             elif isinstance(request, frames.Finish):
                 self._finish(request)
             else:
@@ -201,7 +221,8 @@ class Launcher:
         self._bases |= bases
         self._strays = self._strays or not request.namespaces & CLONE_NEW["pid"]
         own = [directory for directory in request.directories if directory not in bases]
-        child = _Child(pid, own, request.private)
+        gently = bool(request.joins) and not request.namespaces & CLONE_NEW["pid"]
+        child = _Child(pid, own, request.private, gently=gently)
         self._children[request.id] = child
         if not child.ended:
             self._poll.register(child.pidfd, select.POLLIN)
@@ -209,17 +230,21 @@ class Launcher:
             child.blank = _Blank(late, os.dup(descriptors[_REPORT]), request)
 
     def _clone(self, request: frames.Spawn, descriptors: list[int], late: int) -> int:
-        joins = ffi.new("int[]", descriptors[STREAMS : STREAMS + request.joins])
-        control, report, lifeline, stdin, stdout, stderr = descriptors[:STREAMS]
+        control, report, lifeline, stdin, stdout, stderr, *rest = descriptors
+        tasks = ffi.new("int[]", [rest.pop(0) for _ in range(request.tasks)])
         plan, entries, keep = self._plan(request, request)
-        plan.cgroup_joins, plan.cgroup_join_count = joins, request.joins
-        plan.cgroup_directory = descriptors[STREAMS + request.joins] if request.into_cgroup else -1
+        plan.cgroup_joins, plan.cgroup_join_count = tasks, request.tasks
+        plan.cgroup_directory = rest.pop(0) if request.into_cgroup else -1
+        joins = ffi.new("struct nsm_join[]", [(kind, rest.pop(0)) for kind in request.joins])
+        plan.joins, plan.join_count = joins, len(request.joins)
+        plan.proc_from = rest.pop(0) if request.proc_from else -1
+        plan.hold = request.hold
         plan.lifeline, plan.report, plan.control = lifeline, report, control
         plan.stdin_fd, plan.stdout_fd, plan.stderr_fd = stdin, stdout, stderr
         plan.late = late
         pid: int = lib.nsm_spawn_python(plan, entries)
         if pid == 0:
-            self._become_payload(plan)
+            self._become_payload(plan, confined=bool(request.joins))
         del keep
         return pid
 
@@ -263,6 +288,7 @@ class Launcher:
                 "namespaces": made.namespaces,
                 "uid": made.uid, "gid": made.gid,
                 "host_uid": made.host_uid, "host_gid": made.host_gid,
+                "parent_uid": made.parent_uid, "parent_gid": made.parent_gid, "proc_from": -1,
                 "hostname": ffi.NULL if rest.hostname is None else places[-1],
                 "hostname_wished": rest.hostname_wished, "confine": made.confine,
                 "workdir": places[-2] if rest.workdir else ffi.NULL,
@@ -283,8 +309,13 @@ class Launcher:
             self._idmaps[key] = lib.nsm_userns_for_idmap(*key)
         return self._idmaps[key]
 
-    def _become_payload(self, plan: Any) -> NoReturn:
-        """In the container: forget the launcher's descriptors (C has closed them) and run the job."""
+    def _become_payload(self, plan: Any, *, confined: bool) -> NoReturn:
+        """In the container: forget the launcher's descriptors (C has closed them) and run the job.
+
+        Args:
+            plan: what C was given.
+            confined: whether C has given up every right already.
+        """
 
         def confine() -> None:
             if lib.nsm_confine(plan) < 0:
@@ -296,7 +327,7 @@ class Launcher:
                 child.ended = True
                 if child.blank:
                     child.blank.late.detach()
-            runner.serve(self._shell, confine)
+            runner.serve(self._shell, None if confined else confine)
         finally:
             # No exception may unwind into the launcher's loop.
             os._exit(125)
@@ -310,6 +341,7 @@ class Launcher:
 
     def _tidy(self) -> None:
         for number, child in list(self._children.items()):
+            child.kill_if_due()
             if child.released and child.ended and child.remove():
                 del self._children[number]
         if self._strays:

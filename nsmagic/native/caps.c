@@ -19,7 +19,7 @@
 /* Without a user namespace only root comes here: it becomes the unprivileged host user on the way. */
 static int become_host_user(const struct nsm_plan *plan, struct nsm_journal *journal)
 {
-    if ((plan->namespaces & CLONE_NEWUSER) || geteuid() == plan->host_uid)
+    if (nsm_userns_there(plan) || geteuid() == plan->host_uid)
         return 0;
     nsm_step(journal, "identity");
     unsigned uid = plan->host_uid, gid = plan->host_gid;

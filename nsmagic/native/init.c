@@ -146,7 +146,7 @@ static bool take_orders(pid_t payload)
         struct itimerspec when = {.it_value = {.tv_sec = (time_t)(order.value / 1000000000),
                                                .tv_nsec = (long)(order.value % 1000000000)}};
         timerfd_settime(CLOCK, 0, &when, NULL);
-    } else if (order.kind == NSM_ORDER_SIGNAL && order.value > 0 && order.value < 65) {
+    } else if (order.kind == NSM_ORDER_SIGNAL && order.value > 0 && order.value < 65 && payload > 0) {
         kill(-payload, (int)order.value);
     }
     return false;

@@ -25,7 +25,7 @@
 
 /* ---- Packets with descriptors -------------------------------------------- */
 
-static long send_with(int socket, const void *data, size_t length, const int *descriptors, size_t count)
+long nsm_send_with(int socket, const void *data, size_t length, const int *descriptors, size_t count)
 {
     union {
         struct cmsghdr header;
@@ -148,7 +148,7 @@ static long send_rest(const struct nsm_plan *plan, const struct nsm_entry *entri
         goto done;
     }
     memcpy(packet.bytes, &rest, sizeof rest);
-    sent = send_with(late, packet.bytes, packet.length, trees, count);
+    sent = nsm_send_with(late, packet.bytes, packet.length, trees, count);
 done:
     free(packet.bytes);
     free(copies);
@@ -244,7 +244,7 @@ int nsm_go_tell(const struct nsm_plan *plan, int go, int root, int workdir, stru
     }
     memcpy(message.rlimits, plan->rlimits, plan->rlimit_count * sizeof *plan->rlimits);
     int directories[] = {workdir, root};
-    long sent = NSM_TRY(journal, send_with(go, &message, sizeof message, directories, root < 0 ? 1 : 2),
+    long sent = NSM_TRY(journal, nsm_send_with(go, &message, sizeof message, directories, root < 0 ? 1 : 2),
                         "sendmsg(payload, SCM_RIGHTS)");
     /* A payload that is dead already has its own reason, and init tells it. */
     return sent < 0 && errno != EPIPE && errno != ECONNRESET ? -1 : 0;

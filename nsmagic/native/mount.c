@@ -295,7 +295,7 @@ static int attach_cow(const struct nsm_plan *plan, int root, const struct nsm_en
         /* In a user namespace overlayfs may not write trusted.* attributes (Linux 5.11). */
         {"userxattr", NULL},
     };
-    size_t count = (plan->namespaces & CLONE_NEWUSER) ? 4 : 3;
+    size_t count = nsm_userns_there(plan) ? 4 : 3;
     return attach_new(root, "overlay", options, count, entry->target, journal);
 }
 
@@ -438,7 +438,8 @@ static int put(const struct nsm_plan *plan, int root, const struct nsm_entry *en
     case NSM_PRIVATE:
         return attach_private(plan, root, entry, number, journal);
     case NSM_PROC:
-        return attach_proc(root, entry->target, journal);
+        return entry->tree >= 0 ? attach(root, entry->tree, entry->target, journal)
+                                : attach_proc(root, entry->target, journal);
     case NSM_PTS:
         return attach_new(root, "devpts", pts, sizeof pts / sizeof *pts, entry->target, journal);
     default:
@@ -493,20 +494,8 @@ static int tell_scratch(const struct nsm_plan *plan, struct nsm_journal *journal
                                "open(\"" SCRATCH "\", O_DIRECTORY)");
     if (scratch < 0)
         return -1;
-    char kind = NSM_REPORT_LAYER;
-    struct iovec part = {.iov_base = &kind, .iov_len = 1};
-    union {
-        struct cmsghdr header;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control = {.room = {0}};
-    struct msghdr message = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(header), &scratch, sizeof scratch);
-    long sent = NSM_TRY(journal, sendmsg(plan->report, &message, MSG_NOSIGNAL), "sendmsg(report, SCM_RIGHTS)");
+    const char kind = NSM_REPORT_LAYER;
+    long sent = NSM_TRY(journal, nsm_send_with(plan->report, &kind, 1, &scratch, 1), "sendmsg(report, SCM_RIGHTS)");
     return close_keeping_errno(scratch, sent < 0 ? -1 : 0);
 }
 

@@ -61,12 +61,28 @@ struct nsm_rlimit {
     uint64_t value;
 };
 
+/* A namespace of another container; see join.c. */
+struct nsm_join {
+    int kind; /* its CLONE_NEW... bit */
+    int fd;
+};
+
 struct nsm_plan {
     uint64_t namespaces; /* CLONE_NEW... bits */
 
     /* Who the payload is: ids as seen inside, and the host ids they stand for. */
     unsigned uid, gid;
     unsigned host_uid, host_gid;
+    unsigned parent_uid, parent_gid; /* and those of the user namespace that it is made in: the host's, if none is joined */
+
+    /*
+     * Entered first, in this order.  Beside a joined user namespace CLONE_NEWUSER means a child of it.
+     */
+    const struct nsm_join *joins;
+    size_t join_count;
+    int proc_from; /* of a joined PID namespace, if /proc is to be there: a mount namespace that has one; or -1 */
+    int hold;      /* no payload: init keeps it all for others, who join */
+    int proc;      /* the joiner's: where /proc is, see nsm_open_proc(); else -1 */
 
     const char *hostname; /* NULL: leave it */
     int hostname_wished;  /* nobody asked for just this name: go on without where a filter denies sethostname */
@@ -130,6 +146,7 @@ long nsm_end(struct nsm_journal *journal, long result, const char *format, ...)
 #define NSM_REPORT_INIT 'I'    /* then journal lines: init has done all of its building */
 #define NSM_REPORT_PID 'P'     /* then init's pid in decimal, as the launcher sees it */
 #define NSM_REPORT_LAYER 'L'   /* with a descriptor of the writable file system */
+#define NSM_REPORT_NAMESPACES 'N' /* then the kinds in decimal, each with a descriptor */
 #define NSM_REPORT_READY 'R'   /* then journal lines: the payload is about to run */
 #define NSM_REPORT_EXIT 'X'    /* then "cause status user_us system_us maxrss_kib full" */
 
@@ -143,7 +160,16 @@ pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries);
 int nsm_confine(struct nsm_plan *plan);
 bool nsm_may_mount(void);
 
+/* join.c */
+bool nsm_joins(const struct nsm_plan *plan, int kind);
+int nsm_join_proc(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal);
+int nsm_join_check_proc(const struct nsm_plan *plan, struct nsm_journal *journal);
+int nsm_join(const struct nsm_plan *plan, struct nsm_journal *journal);
+int nsm_join_offer(const struct nsm_plan *plan, struct nsm_journal *journal);
+int nsm_open_proc(const struct nsm_plan *plan, const char *path, int flags);
+
 /* late.c */
+long nsm_send_with(int socket, const void *data, size_t length, const int *descriptors, size_t count);
 int nsm_finish(struct nsm_plan *plan, struct nsm_entry *entries, int late);
 int nsm_late_wait(struct nsm_plan *plan, struct nsm_entry **entries, struct nsm_journal *journal);
 #define NSM_MOST_RLIMITS 16
@@ -151,6 +177,7 @@ int nsm_go_tell(const struct nsm_plan *plan, int go, int root, int workdir, stru
 int nsm_go_wait(struct nsm_plan *plan, struct nsm_rlimit *rlimits, struct nsm_journal *journal);
 
 /* userns.c */
+bool nsm_userns_there(const struct nsm_plan *plan);
 int nsm_userns_write_maps(const struct nsm_plan *plan, pid_t child, struct nsm_journal *journal);
 int nsm_userns_become(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsigned host_gid);

@@ -7,13 +7,15 @@
  *   launcher   its child, single-threaded, Python already warm.  It calls nsm_spawn().
  *   init       PID 1 of the container, cloned from the launcher; C only, never the user's code.
  *   payload    init's child: the only process that runs the user's code.
+ *   joiner     only where namespaces of others are joined: made by the launcher, enters them, makes init, ends.
  *
  * Who holds which rights: the launcher has the owner's.  Init has every capability in its own new user
  * namespace and none outside it, until the root is built; then none at all.  The payload, forked before that so
- * that its Python warms itself meanwhile, gives up the same in nsm_confine(), before any of the user's code.
+ * that its Python warms itself meanwhile, gives up the same in nsm_confine(), before any of the user's code; where
+ * namespaces are joined it does so before any Python (join.c).
  *
  * Which channels carry what:
- *   gate      launcher -> init    one byte: "your ids are mapped, go on"
+ *   gate      launcher or joiner -> init   one byte: "your ids are mapped, go on"
  *   late      launcher -> init    of a blank: the rest of its plan (late.c)
  *   go        init -> payload     "your root is there", and the way to it (late.c)
  *   lifeline  owner -> init       orders; its closing means that the owner is gone
@@ -33,6 +35,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -56,12 +59,15 @@ static void name_flags(uint64_t flags, char *text, size_t room)
         const char *name;
     } names[] = {{CLONE_NEWUSER, "CLONE_NEWUSER"}, {CLONE_NEWPID, "CLONE_NEWPID"}, {CLONE_NEWNS, "CLONE_NEWNS"},
                  {CLONE_NEWNET, "CLONE_NEWNET"},   {CLONE_NEWUTS, "CLONE_NEWUTS"}, {CLONE_NEWIPC, "CLONE_NEWIPC"},
-                 {CLONE_INTO_CGROUP, "CLONE_INTO_CGROUP"}};
+                 {CLONE_INTO_CGROUP, "CLONE_INTO_CGROUP"},
+                 {CLONE_PARENT, "CLONE_PARENT"}};
     size_t used = 0;
     text[0] = 0;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if ((flags & names[i].flag) && used < room)
             used += (size_t)snprintf(text + used, room - used, "%s%s", used ? "|" : "", names[i].name);
+    if (used == 0)
+        snprintf(text, room, "0");
 }
 
 /* Whether we hold CAP_SYS_ADMIN here and now, see mount.c for why it matters. */
@@ -72,29 +78,48 @@ bool nsm_may_mount(void)
     return syscall(SYS_capget, &header, sets) == 0 && (sets[0].effective & (1U << CAP_SYS_ADMIN));
 }
 
-static pid_t clone_init(const struct nsm_plan *plan, struct nsm_journal *journal)
+/*
+ * Clone ourselves.  `*group` is a cgroup v2 directory to be born in, or -1; it is -1 afterwards, in both of us, unless
+ * the child has still to be moved there.  With CLONE_PARENT the child becomes our sibling, and the kernel writes
+ * its pid to `*sibling` before it runs.
+ */
+static pid_t clone_self(uint64_t flags, int *group, pid_t *sibling, struct nsm_journal *journal)
 {
-    struct clone_args arguments = {.flags = plan->namespaces & BY_CLONE, .exit_signal = SIGCHLD};
-    if (plan->cgroup_directory >= 0) {
-        arguments.flags |= CLONE_INTO_CGROUP;
-        arguments.cgroup = (unsigned)plan->cgroup_directory;
+    bool child_of_ours = !(flags & CLONE_PARENT);
+    struct clone_args arguments = {.flags = flags, .exit_signal = child_of_ours ? SIGCHLD : 0};
+    if (sibling) {
+        arguments.flags |= CLONE_PARENT_SETTID;
+        arguments.parent_tid = (uintptr_t)sibling;
     }
-    char flags[160];
-    name_flags(arguments.flags, flags, sizeof flags);
-    nsm_step(journal, "clone");
+    int wanted = *group;
+    if (wanted >= 0) {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = (unsigned)wanted;
+    }
+    char names[176];
+    name_flags(arguments.flags, names, sizeof names);
+    *group = -1;
     pid_t child = (pid_t)NSM_TRY(journal, syscall(SYS_clone3, &arguments, sizeof arguments),
-                                 "clone3(flags=%s, exit_signal=SIGCHLD)", flags);
+                                 "clone3(flags=%s%s)", names, child_of_ours ? ", exit_signal=SIGCHLD" : "");
     if (child >= 0 || errno != ENOSYS)
         return child;
     /*
-     * Docker's filter says that there is no clone3.  The older call does the same, but for the group, which
-     * init then has to be moved into.  Its argument order is the architecture's own; we pass only the first.
+     * Docker's filter says that there is no clone3.  The older call does the same, but for the group.  Its order
+     * of arguments is the architecture's own, but not that of the first three.
      */
+    *group = wanted;
     arguments.flags &= ~CLONE_INTO_CGROUP;
-    name_flags(arguments.flags, flags, sizeof flags);
-    child = (pid_t)NSM_TRY(journal, syscall(SYS_clone, (unsigned long)arguments.flags | SIGCHLD, 0, 0, 0, 0),
-                           "clone(flags=%s|SIGCHLD)", flags);
-    if (child > 0 && plan->cgroup_directory >= 0 && nsm_cgroup_move(plan, child, journal) < 0) {
+    name_flags(arguments.flags, names, sizeof names);
+    return (pid_t)NSM_TRY(journal, syscall(SYS_clone, (unsigned long)arguments.flags | SIGCHLD, 0, sibling, 0, 0),
+                          "clone(flags=%s|SIGCHLD)", names);
+}
+
+static pid_t clone_init(const struct nsm_plan *plan, struct nsm_journal *journal)
+{
+    nsm_step(journal, "clone");
+    int group = plan->cgroup_directory;
+    pid_t child = clone_self(plan->namespaces & BY_CLONE, &group, NULL, journal);
+    if (child > 0 && group >= 0 && nsm_cgroup_move(plan, child, journal) < 0) {
         int error = errno;
         kill(child, SIGKILL);
         waitpid(child, NULL, 0);
@@ -129,6 +154,10 @@ static void unignore_hidden_signals(void)
 /* Once the root is there: give up everything, the filter last. */
 static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journal)
 {
+    nsm_step(journal, "payload");
+    /* Until the filter is in force nobody may reach into it (join.c). */
+    if (NSM_TRY(journal, prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl(PR_SET_DUMPABLE, 0)") < 0)
+        return -1;
     if (nsm_session(journal) < 0)
         return -1;
     if (nsm_limits(plan, journal) < 0)
@@ -136,9 +165,6 @@ static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journa
     if (nsm_caps_drop(plan, journal) < 0)
         return -1;
     nsm_step(journal, "payload");
-    /* Its /proc/self is its own again, as in any program; the kernel picks it first when memory runs out. */
-    if (NSM_TRY(journal, prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl(PR_SET_DUMPABLE, 1)") < 0)
-        return -1;
     unignore_hidden_signals();
     sigset_t none;
     sigemptyset(&none);
@@ -146,13 +172,17 @@ static int build_payload(const struct nsm_plan *plan, struct nsm_journal *journa
         return -1;
     if (nsm_landlock(plan, journal) < 0)
         return -1;
-    return nsm_seccomp(plan, journal);
+    if (nsm_seccomp(plan, journal) < 0)
+        return -1;
+    /* Its /proc/self is its own again, as in any program. */
+    nsm_step(journal, "payload");
+    return (int)NSM_TRY(journal, prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl(PR_SET_DUMPABLE, 1)");
 }
 
-/* Init prefers to be spared by the out-of-memory killer; raising one's own score needs no right. */
-static void offer_to_oom_killer(void)
+/* Init prefers to be spared when memory runs out; raising one's own score needs no right. */
+static void offer_to_oom_killer(const struct nsm_plan *plan)
 {
-    int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    int file = nsm_open_proc(plan, "/proc/self/oom_score_adj", O_WRONLY);
     if (file < 0)
         return;
     (void)!write(file, "500", 3);
@@ -202,9 +232,11 @@ static int make_go(int go[2], struct nsm_journal *journal)
     return (int)NSM_TRY(journal, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, go), "socketpair(go)");
 }
 
-/* Send the payload where we stand. */
+/* Send the payload, if there is one, where we stand. */
 static int let_go_on(const struct nsm_plan *plan, int go, struct nsm_journal *journal)
 {
+    if (plan->hold)
+        return close(go);
     bool own_root = plan->namespaces & CLONE_NEWNS;
     int root = own_root ? open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
     int workdir = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -233,6 +265,22 @@ static int await_rest(struct nsm_plan *plan, struct nsm_entry **entries, int go,
     return result < 0 ? -1 : nsm_mount_open_sources(plan, *entries, journal);
 }
 
+/* The payload's side of its making. */
+static pid_t begin_payload(struct nsm_plan *plan, int go, struct nsm_journal *journal)
+{
+    journal->length = 0;
+    offer_to_oom_killer(plan);
+    if (nsm_fds_payload(plan, go, journal) < 0) {
+        nsm_report(plan->report, NSM_REPORT_FAILED, journal);
+        _exit(1);
+    }
+    nsm_report(NSM_PAYLOAD_REPORT, NSM_REPORT_JOURNAL, journal);
+    /* Among others, who may be hostile: no Python before it is confined. */
+    if (plan->join_count > 0 && nsm_confine(plan) < 0)
+        _exit(1);
+    return 0;
+}
+
 /* The clone's side.  Returns only in the payload. */
 static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int gate,
                            struct nsm_journal *journal)
@@ -257,27 +305,25 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
         _exit(1);
     }
 
-    nsm_step(journal, "fork");
-    nsm_begin(journal);
-    pid_t payload = fork();
-    if (payload == 0) {
-        journal->length = 0;
-        offer_to_oom_killer();
-        if (nsm_fds_payload(plan, go[1], journal) < 0) {
+    pid_t payload = 0;
+    if (!plan->hold) {
+        nsm_step(journal, "fork");
+        nsm_begin(journal);
+        payload = fork();
+        if (payload == 0)
+            return begin_payload(plan, go[1], journal);
+        if (nsm_end(journal, payload, "fork()") < 0) {
             nsm_report(plan->report, NSM_REPORT_FAILED, journal);
             _exit(1);
         }
-        nsm_report(NSM_PAYLOAD_REPORT, NSM_REPORT_JOURNAL, journal);
-        return 0;
-    }
-    if (nsm_end(journal, payload, "fork()") < 0) {
-        nsm_report(plan->report, NSM_REPORT_FAILED, journal);
-        _exit(1);
     }
     close(go[1]);
-    prctl(PR_SET_NAME, "nsmagic-init", 0, 0, 0); /* `nsmagic ps` looks for it */
-    if (nsm_net(plan, journal) < 0 || (plan->late >= 0 && await_rest(plan, &entries, go[0], journal) < 0) ||
-        build_surroundings(plan, entries, journal) < 0 || let_go_on(plan, go[0], journal) < 0) {
+    /* `nsmagic ps` looks for the first; the second has no container of its own. */
+    prctl(PR_SET_NAME, plan->namespaces || !plan->join_count ? "nsmagic-init" : "nsmagic-join", 0, 0, 0);
+    if (nsm_net(plan, journal) < 0 || nsm_join_offer(plan, journal) < 0 ||
+        (plan->late >= 0 && await_rest(plan, &entries, go[0], journal) < 0) ||
+        build_surroundings(plan, entries, journal) < 0 || nsm_join_check_proc(plan, journal) < 0 ||
+        let_go_on(plan, go[0], journal) < 0) {
         nsm_report(plan->report, NSM_REPORT_FAILED, journal);
         _exit(1);
     }
@@ -302,10 +348,84 @@ int nsm_confine(struct nsm_plan *plan)
     return 0;
 }
 
+/* The maker's side of a new init: map its ids, let it go on, tell the owner. */
+static int see_off(const struct nsm_plan *plan, pid_t init, int gate, struct nsm_journal *journal)
+{
+    if (nsm_userns_write_maps(plan, init, journal) < 0)
+        return -1;
+    (void)!write(gate, "g", 1); /* first: init waits for it */
+    nsm_report(plan->report, NSM_REPORT_JOURNAL, journal);
+    char text[16];
+    int length = snprintf(text, sizeof text, "%c%d", NSM_REPORT_PID, init);
+    (void)!send(plan->report, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return 0;
+}
+
+/* The joiner's side.  Returns only in the payload. */
+static pid_t run_joiner(struct nsm_plan *plan, struct nsm_entry *entries, const int gate[2], int group, pid_t *init,
+                        struct nsm_journal *journal)
+{
+    journal->length = 0;
+    plan->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if ((group < 0 || nsm_cgroup_move(plan, getpid(), journal) == 0) && nsm_cgroup_join(plan, journal) == 0 &&
+        nsm_join_proc(plan, entries, journal) == 0 && nsm_join(plan, journal) == 0) {
+        plan->cgroup_join_count = 0; /* a child is born where we are */
+        madvise(init, sizeof *init, MADV_DONTFORK); /* what the launcher reads is not for them to write */
+        nsm_step(journal, "clone");
+        group = -1;
+        pid_t child = clone_self((plan->namespaces & BY_CLONE) | CLONE_PARENT, &group, init, journal);
+        if (child == 0) {
+            close(gate[1]);
+            return run_container(plan, entries, gate[0], journal);
+        }
+        if (child > 0 && see_off(plan, child, gate[1], journal) == 0)
+            _exit(0);
+    }
+    nsm_report(plan->report, NSM_REPORT_FAILED, journal);
+    _exit(1);
+}
+
+/* Have init made inside the namespaces that are joined.  `*told` says whether a failure has been told. */
+static pid_t clone_inside(struct nsm_plan *plan, struct nsm_entry *entries, const int gate[2], bool *told,
+                          struct nsm_journal *journal)
+{
+    nsm_step(journal, "join");
+    pid_t *init = mmap(NULL, sizeof *init, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (init == MAP_FAILED)
+        return (pid_t)NSM_TRY(journal, -1, "mmap(MAP_SHARED)");
+    int group = plan->cgroup_directory;
+    pid_t joiner = clone_self(0, &group, NULL, journal);
+    if (joiner == 0)
+        return run_joiner(plan, entries, gate, group, init, journal);
+    pid_t child = -1;
+    if (joiner > 0) {
+        int status = 0;
+        while (waitpid(joiner, &status, 0) < 0 && errno == EINTR)
+            continue;
+        child = *init;
+        if (status != 0) {
+            if (child > 0) {
+                kill(child, SIGKILL);
+                waitpid(child, NULL, 0);
+            }
+            child = -1;
+            *told = WIFEXITED(status);
+            errno = ECHILD;
+            if (!*told)
+                (void)NSM_TRY(journal, (errno = ECHILD, -1), "waitpid(joiner): signal %d", WTERMSIG(status));
+        }
+    }
+    int error = errno;
+    munmap(init, sizeof *init);
+    errno = error;
+    return child;
+}
+
 pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
 {
     struct nsm_journal journal = {.step = "spawn"};
     plan->entries = entries;
+    plan->proc = -1;
 
     int gate[2];
     if (NSM_TRY(&journal, pipe2(gate, O_CLOEXEC), "pipe2(O_CLOEXEC)") < 0) {
@@ -313,17 +433,21 @@ pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
         return -1;
     }
     pid_t child = -1;
+    bool told = false, joins = plan->join_count > 0;
     if (plan->late >= 0 || !nsm_may_mount() || nsm_mount_open_sources(plan, entries, &journal) == 0)
-        child = clone_init(plan, &journal);
+        child = joins ? clone_inside(plan, entries, gate, &told, &journal) : clone_init(plan, &journal);
     if (child == 0) {
-        close(gate[1]);
-        return run_container(plan, entries, gate[0], &journal);
+        if (!joins) {
+            close(gate[1]);
+            return run_container(plan, entries, gate[0], &journal);
+        }
+        return 0;
     }
 
     int error = errno;
     close(gate[0]);
     nsm_mount_close_sources(plan, entries);
-    if (child > 0 && nsm_userns_write_maps(plan, child, &journal) < 0) {
+    if (child > 0 && !joins && see_off(plan, child, gate[1], &journal) < 0) {
         error = errno;
         close(gate[1]);
         kill(child, SIGKILL);
@@ -331,15 +455,10 @@ pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
         child = -1;
         gate[1] = -1;
     }
-    if (child < 0) {
-        nsm_report(plan->report, NSM_REPORT_FAILED, &journal);
-    } else {
-        (void)!write(gate[1], "g", 1); /* first: init waits for it */
+    if (child < 0)
+        nsm_report(plan->report, told ? NSM_REPORT_JOURNAL : NSM_REPORT_FAILED, &journal);
+    else if (joins)
         nsm_report(plan->report, NSM_REPORT_JOURNAL, &journal);
-        char text[16];
-        int length = snprintf(text, sizeof text, "%c%d", NSM_REPORT_PID, child);
-        (void)!send(plan->report, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
-    }
     if (gate[1] >= 0)
         close(gate[1]);
     errno = error;

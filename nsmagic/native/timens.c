@@ -37,7 +37,7 @@ int nsm_timens(const struct nsm_plan *plan, struct nsm_journal *journal)
     int length = snprintf(offsets, sizeof offsets, "monotonic -%lld 0\nboottime -%lld 0\n",
                           (long long)monotonic.tv_sec, (long long)boottime.tv_sec);
 
-    int file = (int)NSM_TRY(journal, open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC),
+    int file = (int)NSM_TRY(journal, nsm_open_proc(plan, "/proc/self/timens_offsets", O_WRONLY),
                             "open(\"/proc/self/timens_offsets\", O_WRONLY)");
     if (file < 0)
         return -1;

@@ -3,8 +3,8 @@
  *
  * The map has one line: the payload's uid inside is the owner's own uid outside (or, when the
  * owner is root, an unprivileged uid that nothing else uses).  Every other id shows as "nobody".
- * The launcher writes the maps, because mapping another uid than one's own takes its rights;
- * setgroups must be denied first, or an ordinary user may not write gid_map at all.
+ * Whoever makes init writes the maps (the launcher, or the joiner, see join.c), because that takes rights in the
+ * user namespace above; setgroups must be denied first, or an ordinary user may not write gid_map at all.
  * See user_namespaces(7).
  */
 #include "nsmagic.h"
@@ -20,11 +20,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static int write_file(pid_t child, const char *name, const char *text, struct nsm_journal *journal)
+/* Whether the container is in a user namespace, a new one or a joined one. */
+bool nsm_userns_there(const struct nsm_plan *plan)
+{
+    return (plan->namespaces & CLONE_NEWUSER) || nsm_joins(plan, CLONE_NEWUSER);
+}
+
+static int write_file(const struct nsm_plan *plan, pid_t child, const char *name, const char *text,
+                      struct nsm_journal *journal)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/%s", child, name);
-    int file = (int)NSM_TRY(journal, open(path, O_WRONLY | O_CLOEXEC), "open(\"%s\", O_WRONLY)", path);
+    int file = (int)NSM_TRY(journal, nsm_open_proc(plan, path, O_WRONLY), "open(\"%s\", O_WRONLY)", path);
     if (file < 0)
         return -1;
     long written = NSM_TRY(journal, write(file, text, strlen(text)), "write(%s, \"%s\")", name, text);
@@ -40,19 +47,19 @@ int nsm_userns_write_maps(const struct nsm_plan *plan, pid_t child, struct nsm_j
         return 0;
     nsm_step(journal, "userns");
     char map[64];
-    snprintf(map, sizeof map, "%u %u 1", plan->uid, plan->host_uid);
-    if (write_file(child, "uid_map", map, journal) < 0)
+    snprintf(map, sizeof map, "%u %u 1", plan->uid, plan->parent_uid);
+    if (write_file(plan, child, "uid_map", map, journal) < 0)
         return -1;
-    if (write_file(child, "setgroups", "deny", journal) < 0)
+    if (write_file(plan, child, "setgroups", "deny", journal) < 0)
         return -1;
-    snprintf(map, sizeof map, "%u %u 1", plan->gid, plan->host_gid);
-    return write_file(child, "gid_map", map, journal);
+    snprintf(map, sizeof map, "%u %u 1", plan->gid, plan->parent_gid);
+    return write_file(plan, child, "gid_map", map, journal);
 }
 
 /* In the child, once the maps are there: take on the mapped ids, keep the capabilities for the build. */
 int nsm_userns_become(const struct nsm_plan *plan, struct nsm_journal *journal)
 {
-    if (!(plan->namespaces & CLONE_NEWUSER))
+    if (!nsm_userns_there(plan))
         return 0;
     nsm_step(journal, "userns");
     if (NSM_TRY(journal, setresgid(plan->gid, plan->gid, plan->gid), "setresgid(%u)", plan->gid) < 0)
@@ -74,7 +81,8 @@ int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsi
 {
     struct nsm_journal unread = {.step = "userns"};
     struct nsm_plan maps = {.namespaces = CLONE_NEWUSER,
-                            .uid = owner, .gid = group, .host_uid = host_uid, .host_gid = host_gid};
+                            .uid = owner, .gid = group, .parent_uid = host_uid, .parent_gid = host_gid,
+                            .proc = -1};
 
     pid_t child = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, NULL, NULL, NULL, NULL);
     if (child < 0)

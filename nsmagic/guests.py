@@ -1,0 +1,216 @@
+"""Guests: the jobs of a kept container, each a process of its own that joins it as it is.
+
+A guest has the container's namespaces, files, identity and limits, and streams, a report and an end of its
+own.  Its init is not PID 1 in there, which changes two things.  Its end does not end what the job has left
+behind, so it looks for that, ends it, and says when it has; and others in there, of the same uid, can kill
+it.  A guest whose init is gone without a last word may have left anything, beyond the reach of its time
+limit: then the whole container is stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from nsmagic import joining
+from nsmagic.container import Container
+from nsmagic.errors import HostError, StoppedError
+from nsmagic.filesystem import Root
+from nsmagic.outcome import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Self
+
+    from nsmagic.cgroups import Group, Limits
+    from nsmagic.cgroups import Usage as GroupUsage
+    from nsmagic.errors import NsmagicError
+    from nsmagic.job import Ending
+    from nsmagic.result import Isolation, Usage, Written
+    from nsmagic.spec import JobSpec
+
+_NEWS_SECONDS: Final = 0.3
+
+
+class SharedGroup:
+    """A container's group as a guest has it: it is joined and measured, but not ended and not removed."""
+
+    directories: tuple[str, ...] = ()
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self.name = group.name
+
+    @property
+    def enforced(self) -> Mapping[str, str]:
+        """The container's."""
+        return self._group.enforced
+
+    def open_joins(self) -> list[int]:
+        """The container's."""
+        return self._group.open_joins()
+
+    def open_directory(self) -> int | None:
+        """The container's."""
+        return self._group.open_directory()
+
+    def usage(self) -> GroupUsage:
+        """The container's, with all that run in it."""
+        return self._group.usage()
+
+    def pids(self) -> list[int]:
+        """The container's."""
+        return self._group.pids()
+
+    def set_limits(self, limits: Limits) -> None:
+        """Refuse: they are not the guest's."""
+        del limits
+        raise HostError("A new limit", "it would be the whole container's", "Set it there.")
+
+    def share(self) -> None:
+        """Do nothing: it is shared."""
+
+    def kill(self) -> None:
+        """Kill nobody: others live in it."""
+
+    def remove(self) -> bool:
+        """Leave that to the container."""
+        return True
+
+
+class Guest(Container):
+    """One job in a kept container; see ``Container.guest``.
+
+    Args:
+        inside: the container.
+        first: whether the journal begins with the container's own.
+
+    Attributes:
+        alone: whether no other job was in there at any time while this one was.
+
+    Raises:
+        StoppedError: the container has ended.
+    """
+
+    def __init__(self, inside: Container, *, first: bool = False) -> None:
+        why = inside.ending()
+        if why:
+            raise StoppedError(f"{inside.spec.name} is no longer there: {why}")
+        inside.wait_built()
+        spec = replace(inside.spec, name="")
+        self.inside = inside
+        self.alone = True
+        self._first = first
+        doors = joining.all_doors(inside)
+        root = Root([], workdir=inside.plan.root.workdir)
+        try:
+            plan = replace(inside.plan, spec=spec, namespaces=(), root=root, doors=doors)
+            super().__init__(spec, keep=False, plan=plan)
+        except BaseException:
+            joining.close(doors.descriptors)
+            raise
+        self._opened = doors.descriptors
+
+    # ---- life -----------------------------------------------------------------
+
+    def start(self, *, blank: bool = False) -> Self:
+        """Have the launcher make it; see ``Container.start``."""
+        for other in list(self.inside.guests):
+            other.alone = self.alone = False
+        self.inside.guests.add(self)
+        try:
+            return super().start(blank=blank)
+        except BaseException:
+            self.inside.guests.discard(self)
+            raise
+
+    def _make_group(self) -> Group:
+        group = self.inside.group
+        if group is None:
+            raise StoppedError(f"{self.inside.spec.name} is no longer there: {self.inside.ending()}")
+        shared = SharedGroup(group) if group.directories else self._plan.choice.create()
+        self._seen = shared.usage()
+        return shared
+
+    def _enlist(self) -> None:
+        """It is no container of its own."""
+
+    def _release(self, why: str) -> None:
+        """End it, and see that nothing of it is left."""
+        self.inside.guests.discard(self)
+        self._end_leftovers()
+        super()._release(why)
+
+    def _end_leftovers(self) -> None:
+        """Have its init end what it has left; without its word on that the container cannot go on."""
+        if self._channels is None or joining.has_ended(self._channels, self._report):
+            return
+        self.inside.await_news(_NEWS_SECONDS)
+        if not self.inside.ending() and not self.inside.stopping:
+            self.inside.guests.discard(self)
+            self.inside.stop_because(joining.KILLED_FROM_INSIDE)
+
+    # ---- results ----------------------------------------------------------------
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The container's."""
+        return self.inside.namespaces
+
+    def home(self) -> str:
+        """The container's."""
+        return self.inside.home()
+
+    def _isolation(self) -> Isolation:
+        theirs = self.inside.isolation
+        return replace(theirs, notes=tuple(dict.fromkeys((*theirs.notes, *super()._isolation().notes))))
+
+    def written(self) -> Written:
+        """What has been written in the container so far, by whichever job."""
+        return self.inside.written()
+
+    def _take_written(self) -> Written:
+        return self.inside.written()
+
+    def _journal(self) -> list[str]:
+        own = super()._journal()
+        return [*self.inside.journal_lines(), *own] if self._first else own
+
+    def _finish(self, group_usage: GroupUsage) -> None:
+        """The job is over: end what it has left before anybody is told, so that its ports are free."""
+        del group_usage
+        self._end_leftovers()
+
+    def _usage(self, ending: Ending, now: GroupUsage) -> Usage:
+        """Processor time is its own, as its init has counted it; the rest is the container's."""
+        written = self.inside.written()
+        usage = replace(super()._usage(ending, now), written=written.size())
+        written.close()
+        if not self.inside.ending():
+            self.inside.note_use(now)
+        told = self._report.exit
+        return usage if told is None else replace(usage, cpu_user=told.cpu_user, cpu_system=told.cpu_system)
+
+    def _judge(self, ending: Ending, usage: Usage, job: JobSpec) -> Verdict:
+        if not self.alone and not self._was_killed():
+            # What was refused or killed meanwhile may have been another's.
+            usage = replace(usage, oom_kills=0, pids_refused=0)
+        self._stopping = self._stopping or self.inside.stopping
+        verdict = super()._judge(ending, usage, job)
+        why = self.inside.ending()
+        if self._report.exit is None and why and verdict.outcome == "signaled":
+            text = f"{self.inside.spec.name} ended, and all in it: {why}"
+            return Verdict("stopped", signal=verdict.signal, detail=text)
+        return verdict
+
+    def _was_killed(self) -> bool:
+        told = self._report.exit
+        return told is None or (told.cause == "payload" and os.WIFSIGNALED(told.status))
+
+    def _lost(self) -> NsmagicError:
+        why = self.inside.ending()
+        if why:
+            return StoppedError(f"{self.inside.spec.name} is no longer there: {why}")
+        return super()._lost()
