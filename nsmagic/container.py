@@ -17,9 +17,10 @@ import threading
 import time
 import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nsmagic import cgroups, channels, confinement, effort, firewall, intake, processes, values
+from nsmagic.cgroups import rlimits
 from nsmagic.errors import (
     HostError,
     LauncherError,
@@ -37,7 +38,7 @@ from nsmagic.plan import make_plan, require_linux
 from nsmagic.result import Failure, Isolation, Result, Usage, Written, read_journal, written_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
@@ -62,6 +63,19 @@ _KEPT_ENVIRONMENT: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 
 live: weakref.WeakValueDictionary[int, Container] = weakref.WeakValueDictionary()
 """The containers that have a job or are kept open, by number."""
+
+
+class Observer(Protocol):
+    """Who looks on while a job runs; see ``watch.Watch``."""
+
+    def begin(self, container: Container) -> None:
+        """A job is about to begin in this container."""
+
+    def stop(self) -> None:
+        """It is over, or was interrupted."""
+
+    def finish(self, usage: cgroups.Usage, result: Result) -> None:
+        """What the kernel counted in the end, and how it ended."""
 
 
 class Collector:
@@ -147,6 +161,7 @@ class Container:
         self._stopping = False
         self._ended = ""
         self._seen = cgroups.Usage()
+        self._sampler: rlimits.Watchdog | None = None
         self._deaths: list[str] = []
 
     # ---- life ------------------------------------------------------------------
@@ -366,6 +381,20 @@ class Container:
         """What it has used so far, by the kernel's count; None where nobody counts."""
         return self._group.usage() if self._group is not None else cgroups.Usage()
 
+    @property
+    def uncounted(self) -> tuple[cgroups.Missing, ...]:
+        """What of its memory, processor time and processes nobody counts, and why."""
+        return cgroups.uncounted(self._plan.choice.mechanism)
+
+    def sample(self) -> cgroups.Usage:
+        """What it has used so far; where nobody counts, as /proc shows its processes.  Any thread may ask."""
+        used, pid = self.usage(), self._report.pid
+        if pid is None or not self.uncounted:
+            return used
+        if self._sampler is None:
+            self._sampler = rlimits.Watchdog(pid)
+        return cgroups.first_of(used, self._sampler.sample())
+
     def signal(self, number: int) -> None:
         """Send a signal to its payload's process group; init does it, so no pid can be mistaken.
 
@@ -452,6 +481,7 @@ class Container:
         stdin: bytes | int | None = None,
         variables: Mapping[str, object] | None = None,
         can_ask: bool = False,
+        observer: Observer | None = None,
     ) -> Result:
         """Run one job and wait for its end.
 
@@ -461,6 +491,7 @@ class Container:
             stdin: bytes for its standard input, or a descriptor to copy from.
             variables: values to put into a cell's namespace.
             can_ask: whether the sink can ask the user (``input()``).
+            observer: who looks on.
 
         Raises:
             StartError: the container could not be built.
@@ -482,13 +513,16 @@ class Container:
                 run = Run(
                     self._channels, self._report, self._reader, job, message, sink or collector, stdin, memory
                 )
-                ending = run.run(ready=self._take_ready())
+                with _observed(observer, self):
+                    ending = run.run(ready=self._take_ready())
                 if ending.why == "failed":
                     raise self._start_error()
                 self._ready = self._ready or run.started
                 if ending.why == "exited" and not self._ready and not self._stopping:
                     raise self._lost()
                 result = self._result(job, ending, collector)
+                if observer is not None:
+                    observer.finish(self._seen, result)
             except BaseException:
                 self._release("its job was interrupted")
                 raise
@@ -702,6 +736,18 @@ class Container:
         if self._launcher is not None and not self._launcher.alive():
             return LauncherError(f"the launcher {self._launcher.how_it_died()}. {self._launcher.log()}")
         return StartError("payload", "", 0, "its processes ended before its job began")
+
+
+@contextlib.contextmanager
+def _observed(observer: Observer | None, container: Container) -> Iterator[None]:
+    if observer is None:
+        yield
+        return
+    observer.begin(container)
+    try:
+        yield
+    finally:
+        observer.stop()
 
 
 _released: dict[int, tuple[client.Launcher, cgroups.Group]] = {}
