@@ -176,7 +176,7 @@ def _run(arguments: list[str]) -> int:
             result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
     except StartError as error:
         if given.get("explain"):
-            sys.stderr.write(explain.text(error.journal) + "\n")
+            sys.stderr.write(explain.text(error.journal, error) + "\n")
         raise
     sink.finish()
     for text in (views.isolation_warning(result), *result.isolation.notes):

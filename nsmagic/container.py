@@ -35,7 +35,7 @@ from nsmagic.job import Report, Run
 from nsmagic.launcher import client, frames
 from nsmagic.outcome import judge
 from nsmagic.plan import make_plan, require_linux
-from nsmagic.result import Failure, Isolation, Result, Usage, Written, read_journal, written_bytes
+from nsmagic.result import Failure, Isolation, Result, Step, Usage, Written, read_journal, written_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,7 +53,8 @@ _numbers = itertools.count(1)
 _END_SECONDS: Final = 1.0
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _BUILD_SECONDS: Final = 60.0
-_REFUSALS: Final = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOSPC, errno.EINVAL)
+_REFUSALS: Final = (errno.EPERM, errno.EACCES, errno.ENOSYS)
+_OF_NAMESPACES: Final = (errno.ENOSPC, errno.EINVAL)
 _CONTAINERS_STEPS: Final = ("clone", "userns", "cgroup", "uts", "net", "time", "mount", "sources")
 _BEST_EFFORT: Final = "Or accept what can be had without containers, by --best-effort."
 _SMALL_PROC: Final = (
@@ -191,19 +192,22 @@ class Container:
             try:
                 ours, theirs = channels.make()
             except OSError as error:
-                raise StartError(
-                    "channels", "pipe2()", error.errno or 0, f"no channels: {error.strerror}"
-                ) from error
+                raise _owner_error("channels", "pipe2(), socketpair()", error) from error
             undo.callback(ours.close)
             private = self._make_private()
             undo.callback(shutil.rmtree, private, ignore_errors=True)
             with contextlib.ExitStack() as given:
                 for descriptor in theirs:
                     given.callback(os.close, descriptor)
-                joins, directory = group.open_joins(), group.open_directory()
-                groups = joins if directory is None else [*joins, directory]
-                for descriptor in groups:
-                    given.callback(os.close, descriptor)
+                groups: list[int] = []
+                given.callback(_close_all, groups)
+                try:
+                    joins = group.open_joins()
+                    groups += joins
+                    directory = group.open_directory()
+                except OSError as error:
+                    raise _owner_error("cgroup", f'open("{error.filename}")', error) from error
+                groups += [] if directory is None else [directory]
                 request = self._plan.request(
                     self.number,
                     tuple(group.directories),
@@ -226,9 +230,8 @@ class Container:
             confinement.make_private(view.private, self._plan.identity)
         except OSError as error:
             where = os.path.dirname(view.private)  # noqa: PTH120 - as text
-            call, text = f'mkdir("{view.private}")', f"no private folder: {error.strerror}"
             remedy = f"Set TMPDIR to a folder that you may write to; now it is {where}."
-            raise StartError("private", call, error.errno or 0, text, remedy) from error
+            raise _owner_error("private", f'mkdir("{view.private}")', error, remedy) from error
         return view.private
 
     def wait_built(self) -> None:
@@ -715,14 +718,15 @@ class Container:
         )
 
     def _start_error(self) -> StartError:
-        failed = self._report.refused
+        # Others may have been refused what they went on without, so it is not just the last that was refused.
+        failed = [step for step in read_journal([self._report.failure]) if step.errno] or self._report.refused
         if not failed:
             return StartError("spawn", "", 0, "it was not ready in time, and nobody said why")
         step = failed[-1]
         text = f"step {step.step!r}, {step.call}: {step.failure} (errno {step.errno})"
         journal = read_journal(self._report.lines)
         remedy = remedy_for(step, journal)
-        if step.errno in _REFUSALS and step.step in _CONTAINERS_STEPS and not self.spec.best_effort:
+        if not self.spec.best_effort and _is_the_hosts(step):
             remedy = f"{remedy.rstrip('.')}. {_BEST_EFFORT}"
         return StartError(step.step, step.call, step.errno, text, remedy, journal)
 
@@ -748,6 +752,32 @@ def _observed(observer: Observer | None, container: Container) -> Iterator[None]
         yield
     finally:
         observer.stop()
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _owner_error(step: str, call: str, error: OSError, remedy: str = "") -> StartError:
+    """What the owner itself could not do, before it asked the launcher for anything."""
+    number = error.errno or 0
+    text = f"step {step!r}, {call}: {error.strerror} (errno {number})"
+    return StartError(step, call, number, text, remedy or remedy_for(Step(step, call, -1, number, 0.0, 0.0)))
+
+
+def _is_the_hosts(step: Step) -> bool:
+    """Whether the host refused to make a container; else what was asked for is no good."""
+    if step.step not in _CONTAINERS_STEPS:
+        return False
+    if step.step == "sources" and step.errno == errno.EACCES:
+        return False  # a folder that the user may not reach
+    name = step.call.partition("(")[0]
+    return step.errno in _REFUSALS or (
+        step.errno in _OF_NAMESPACES
+        and name in {"clone", "clone3", "unshare", "open_tree"}
+        and (step.step, step.errno) != ("sources", errno.EINVAL)  # a folder with mounts below
+    )
 
 
 _released: dict[int, tuple[client.Launcher, cgroups.Group]] = {}

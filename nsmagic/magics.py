@@ -268,7 +268,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
                 )
         except StartError as error:
             if wanted.get("explain"):
-                display(explain.bundle(error.journal), raw=True)
+                display(explain.bundle(error.journal, error), raw=True)
             raise
         finally:
             sink.finish()

@@ -37,6 +37,14 @@ def box(x: float, y: float, width: float, height: float, colour: str) -> str:
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>'
 
 
+def frame(x: float, y: float, width: float, height: float, colour: str) -> str:
+    """A hollow rectangle."""
+    return (
+        f'<rect x="{x:.1f}" y="{y + 0.5:.1f}" width="{width:.1f}" height="{height - 1:.1f}" fill="none" '
+        f'stroke="{colour}" stroke-dasharray="3 2"/>'
+    )
+
+
 def line(x: float, y: float, to_x: float, to_y: float, colour: str, *, dashed: bool = False) -> str:
     """A thin line."""
     dashes = ' stroke-dasharray="5 3"' if dashed else ""

@@ -225,6 +225,7 @@ static int let_go_on(const struct nsm_plan *plan, int go, struct nsm_journal *jo
 static int await_rest(struct nsm_plan *plan, struct nsm_entry **entries, int go, struct nsm_journal *journal)
 {
     const int wanted[] = {plan->late, plan->lifeline, plan->report, go};
+    nsm_step(journal, "late");
     if (NSM_TRY(journal, nsm_fds_only(wanted, sizeof wanted / sizeof *wanted), "close_range(all but four)") < 0)
         return -1;
     int result = nsm_late_wait(plan, entries, journal);
@@ -238,6 +239,7 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
                            struct nsm_journal *journal)
 {
     journal->length = 0; /* what the launcher did is told by the launcher */
+    journal->who = "init";
 
     sigset_t all;
     sigfillset(&all);
@@ -262,6 +264,7 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
     pid_t payload = fork();
     if (payload == 0) {
         journal->length = 0;
+        journal->who = "payload";
         offer_to_oom_killer();
         if (nsm_fds_payload(plan, go[1], journal) < 0) {
             nsm_report(plan->report, NSM_REPORT_FAILED, journal);
@@ -286,7 +289,7 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
 
 int nsm_confine(struct nsm_plan *plan)
 {
-    struct nsm_journal journal = {.step = "go"};
+    struct nsm_journal journal = {.who = "payload", .step = "go"};
     struct nsm_rlimit rlimits[NSM_MOST_RLIMITS];
     int waited = nsm_go_wait(plan, rlimits, &journal);
     if (waited > 0) /* init has told why, or was ended */
@@ -304,7 +307,7 @@ int nsm_confine(struct nsm_plan *plan)
 
 pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
 {
-    struct nsm_journal journal = {.step = "spawn"};
+    struct nsm_journal journal = {.who = "launcher", .step = "spawn"};
     plan->entries = entries;
 
     int gate[2];
