@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from nsmagic.container import Observer
     from nsmagic.intake import RunOptions
     from nsmagic.job import Sink
     from nsmagic.result import Result
@@ -29,20 +30,25 @@ def run_job(
     stdin: bytes | int | None = None,
     variables: Mapping[str, object] | None = None,
     can_ask: bool = False,
+    observer: Observer | None = None,
 ) -> Result:
     """Run a job in a container that is used for nothing else; see ``Container.run_job``."""
     require_linux()
     try:
         taken = take(container)
         try:
-            return taken.run_job(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
+            return taken.run_job(
+                job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask, observer=observer
+            )
         except LauncherError:
             # It died before the job began, so nothing has run; once more, with a new one.
             if isinstance(stdin, int):
                 raise
         # What is kept has outlived the launcher.
         taken = names.live()[container.name].guest().start() if container.name else take(container)
-        return taken.run_job(job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask)
+        return taken.run_job(
+            job, sink=sink, stdin=stdin, variables=variables, can_ask=can_ask, observer=observer
+        )
     finally:
         prepare(container)
 
@@ -78,11 +84,18 @@ def prepare(container: ContainerSpec) -> None:
         standbys.current().prepare(container)
 
 
-def run_once(container: ContainerSpec, job: JobSpec, *, sink: Sink, stdin: int | None) -> Result:
+def run_once(
+    container: ContainerSpec,
+    job: JobSpec,
+    *,
+    sink: Sink,
+    stdin: int | None,
+    observer: Observer | None = None,
+) -> Result:
     """Run a script or program in a container, for a process that will run no other: no standby follows."""
     require_linux()
     client.expect("programs")
-    return Container(container, keep=False).start().run_job(job, sink=sink, stdin=stdin)
+    return Container(container, keep=False).start().run_job(job, sink=sink, stdin=stdin, observer=observer)
 
 
 def run(

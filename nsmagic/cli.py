@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from nsmagic.firewall import Filtered
     from nsmagic.result import Result
-    from nsmagic.spec import ContainerSpec
+    from nsmagic.spec import ContainerSpec, JobSpec
 
 EXIT_USAGE: Final = 2
 EXIT_TIMEOUT: Final = 124
@@ -161,15 +161,22 @@ def _run(arguments: list[str]) -> int:
     if report is not None:
         _check_report(Path(report).resolve())
     spec = intake.container_spec(given)
+    if given.get("watch"):
+        from nsmagic import watch  # noqa: PLC0415 - most runs watch nothing
+
+        watch.require(spec)
     _start_launcher(spec)
     from nsmagic import api, explain, views  # noqa: PLC0415 - while the launcher imports what it needs
 
     sink = TerminalSink()
     try:
-        result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
+        if given.get("watch"):
+            result = _watched(spec, job, sink)
+        else:
+            result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
     except StartError as error:
         if given.get("explain"):
-            sys.stderr.write(explain.text(error.journal) + "\n")
+            sys.stderr.write(explain.text(error.journal, error) + "\n")
         raise
     sink.finish()
     for text in (views.isolation_warning(result), *result.isolation.notes):
@@ -187,6 +194,15 @@ def _run(arguments: list[str]) -> int:
     if report is not None:
         Path(report).write_text(json.dumps(result.report(), indent=2, default=str) + "\n", encoding="utf-8")
     return exit_status(result)
+
+
+def _watched(spec: ContainerSpec, job: JobSpec, sink: TerminalSink) -> Result:
+    """Run it, and show on standard error what it uses."""
+    from nsmagic import api, watch, watch_screens  # noqa: PLC0415 - likewise
+
+    with watch.Watch(watch_screens.TerminalScreen(sys.stderr)) as watching:
+        shown = watching.wrap(sink, watch.terminals())
+        return api.run_once(spec, job, sink=shown, stdin=_standard_input(), observer=watching)
 
 
 def _start_launcher(spec: ContainerSpec) -> None:

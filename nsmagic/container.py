@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nsmagic import (
     cgroups,
@@ -31,6 +31,7 @@ from nsmagic import (
     processes,
     values,
 )
+from nsmagic.cgroups import rlimits
 from nsmagic.errors import (
     HostError,
     LauncherError,
@@ -49,6 +50,7 @@ from nsmagic.result import (
     Failure,
     Isolation,
     Result,
+    Step,
     Usage,
     Written,
     read_journal,
@@ -57,7 +59,7 @@ from nsmagic.result import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
@@ -74,7 +76,8 @@ _numbers = itertools.count(1)
 _END_SECONDS: Final = 1.0
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _BUILD_SECONDS: Final = 60.0
-_REFUSALS: Final = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOSPC, errno.EINVAL)
+_REFUSALS: Final = (errno.EPERM, errno.EACCES, errno.ENOSYS)
+_OF_NAMESPACES: Final = (errno.ENOSPC, errno.EINVAL)
 _CONTAINERS_STEPS: Final = ("clone", "userns", "cgroup", "uts", "net", "time", "mount", "sources")
 _BEST_EFFORT: Final = "Or accept what can be had without containers, by --best-effort."
 _SMALL_PROC: Final = (
@@ -84,6 +87,19 @@ _KEPT_ENVIRONMENT: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 
 live: weakref.WeakValueDictionary[int, Container] = weakref.WeakValueDictionary()
 """The containers that have a job or are kept open, by number."""
+
+
+class Observer(Protocol):
+    """Who looks on while a job runs; see ``watch.Watch``."""
+
+    def begin(self, container: Container) -> None:
+        """A job is about to begin in this container."""
+
+    def stop(self) -> None:
+        """It is over, or was interrupted."""
+
+    def finish(self, usage: cgroups.Usage, result: Result) -> None:
+        """What the kernel counted in the end, and how it ended."""
 
 
 class Collector:
@@ -185,6 +201,7 @@ class Container:
         self._stopping = False
         self._ended = ""
         self._seen = cgroups.Usage()
+        self._sampler: rlimits.Watchdog | None = None
         self._deaths: list[str] = []
         self.guests: set[Guest] = set()
         """The jobs that run in it, if it is kept."""
@@ -229,19 +246,22 @@ class Container:
             try:
                 ours, theirs = channels.make()
             except OSError as error:
-                raise StartError(
-                    "channels", "pipe2()", error.errno or 0, f"no channels: {error.strerror}"
-                ) from error
+                raise _owner_error("channels", "pipe2(), socketpair()", error) from error
             undo.callback(ours.close)
             private = self._make_private()
             undo.callback(shutil.rmtree, private, ignore_errors=True)
             with contextlib.ExitStack() as given:
                 for descriptor in theirs:
                     given.callback(os.close, descriptor)
-                tasks, directory = group.open_joins(), group.open_directory()
-                groups = tasks if directory is None else [*tasks, directory]
-                for descriptor in groups:
-                    given.callback(os.close, descriptor)
+                groups: list[int] = []
+                given.callback(_close_all, groups)
+                try:
+                    tasks = group.open_joins()
+                    groups += tasks
+                    directory = group.open_directory()
+                except OSError as error:
+                    raise _owner_error("cgroup", f'open("{error.filename}")', error) from error
+                groups += [] if directory is None else [directory]
                 request = self._plan.request(
                     self.number,
                     tuple(group.directories),
@@ -279,9 +299,8 @@ class Container:
             confinement.make_private(view.private, self._plan.identity)
         except OSError as error:
             where = os.path.dirname(view.private)  # noqa: PTH120 - as text
-            call, text = f'mkdir("{view.private}")', f"no private folder: {error.strerror}"
             remedy = f"Set TMPDIR to a folder that you may write to; now it is {where}."
-            raise StartError("private", call, error.errno or 0, text, remedy) from error
+            raise _owner_error("private", f'mkdir("{view.private}")', error, remedy) from error
         return view.private
 
     def wait_built(self) -> None:
@@ -539,6 +558,20 @@ class Container:
         """What it has used so far, by the kernel's count; None where nobody counts."""
         return self._group.usage() if self._group is not None else cgroups.Usage()
 
+    @property
+    def uncounted(self) -> tuple[cgroups.Missing, ...]:
+        """What of its memory, processor time and processes nobody counts, and why."""
+        return cgroups.uncounted(self._plan.choice.mechanism)
+
+    def sample(self) -> cgroups.Usage:
+        """What it has used so far; where nobody counts, as /proc shows its processes.  Any thread may ask."""
+        used, pid = self.usage(), self._report.pid
+        if pid is None or not self.uncounted:
+            return used
+        if self._sampler is None:
+            self._sampler = rlimits.Watchdog(pid)
+        return cgroups.first_of(used, self._sampler.sample())
+
     def signal(self, number: int) -> None:
         """Send a signal to its payload's process group; init does it, so no pid can be mistaken.
 
@@ -650,6 +683,7 @@ class Container:
         stdin: bytes | int | None = None,
         variables: Mapping[str, object] | None = None,
         can_ask: bool = False,
+        observer: Observer | None = None,
     ) -> Result:
         """Run one job and wait for its end.
 
@@ -659,6 +693,7 @@ class Container:
             stdin: bytes for its standard input, or a descriptor to copy from.
             variables: values to put into a cell's namespace.
             can_ask: whether the sink can ask the user (``input()``).
+            observer: who looks on.
 
         Raises:
             StartError: the container could not be built.
@@ -683,13 +718,16 @@ class Container:
                 run = Run(
                     self._channels, self._report, self._reader, job, message, sink or collector, stdin, memory
                 )
-                ending = run.run(ready=self._take_ready())
+                with _observed(observer, self):
+                    ending = run.run(ready=self._take_ready())
                 if ending.why == "failed":
                     raise self._start_error()
                 self._ready = self._ready or run.started
                 if ending.why == "exited" and not self._ready and not self._stopping:
                     raise self._lost()
                 result = self._result(job, ending, collector)
+                if observer is not None:
+                    observer.finish(self._seen, result)
             except BaseException:
                 self._release("its job was interrupted")
                 raise
@@ -901,14 +939,15 @@ class Container:
         return self.spec.join.name if self.spec.join is not None else ""
 
     def _start_error(self) -> StartError:
-        failed = self._report.refused
+        # Others may have been refused what they went on without, so it is not just the last that was refused.
+        failed = [step for step in read_journal([self._report.failure]) if step.errno] or self._report.refused
         if not failed:
             return StartError("spawn", "", 0, "it was not ready in time, and nobody said why")
         step = failed[-1]
         text = f"step {step.step!r}, {step.call}: {step.failure} (errno {step.errno})"
         journal = read_journal(self._report.lines)
         remedy = remedy_for(step, journal)
-        if step.errno in _REFUSALS and step.step in _CONTAINERS_STEPS and not self.spec.best_effort:
+        if not self.spec.best_effort and _is_the_hosts(step):
             remedy = f"{remedy.rstrip('.')}. {_BEST_EFFORT}"
         return StartError(step.step, step.call, step.errno, text, remedy, journal)
 
@@ -922,6 +961,44 @@ class Container:
         if self._launcher is not None and not self._launcher.alive():
             return LauncherError(f"the launcher {self._launcher.how_it_died()}. {self._launcher.log()}")
         return StartError("payload", "", 0, "its processes ended before its job began")
+
+
+@contextlib.contextmanager
+def _observed(observer: Observer | None, container: Container) -> Iterator[None]:
+    if observer is None:
+        yield
+        return
+    observer.begin(container)
+    try:
+        yield
+    finally:
+        observer.stop()
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _owner_error(step: str, call: str, error: OSError, remedy: str = "") -> StartError:
+    """What the owner itself could not do, before it asked the launcher for anything."""
+    number = error.errno or 0
+    text = f"step {step!r}, {call}: {error.strerror} (errno {number})"
+    return StartError(step, call, number, text, remedy or remedy_for(Step(step, call, -1, number, 0.0, 0.0)))
+
+
+def _is_the_hosts(step: Step) -> bool:
+    """Whether the host refused to make a container; else what was asked for is no good."""
+    if step.step not in _CONTAINERS_STEPS:
+        return False
+    if step.step == "sources" and step.errno == errno.EACCES:
+        return False  # a folder that the user may not reach
+    name = step.call.partition("(")[0]
+    return step.errno in _REFUSALS or (
+        step.errno in _OF_NAMESPACES
+        and name in {"clone", "clone3", "unshare", "open_tree"}
+        and (step.step, step.errno) != ("sources", errno.EINVAL)  # a folder with mounts below
+    )
 
 
 _released: dict[int, tuple[client.Launcher, cgroups.Group]] = {}

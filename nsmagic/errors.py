@@ -6,6 +6,7 @@ This module knows no other.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class StartError(NsmagicError):
         step: the step's name, such as ``mount``.
         call: the system call with its arguments by name.
         errno: the kernel's answer, from ``errno``; 0 where no call was made.
+        problem: what happened, in words.
         remedy: what to do about it, or an empty string.
         journal: the system calls up to there, the failed one among them; see ``Result.journal``.
     """
@@ -71,8 +73,14 @@ class StartError(NsmagicError):
         self.step = step
         self.call = call
         self.errno = errno
+        self.problem = text
         self.remedy = remedy
         self.journal = list(journal)
+
+    @property
+    def answer(self) -> str:
+        """The kernel's answer in words; see strerror(3)."""
+        return os.strerror(self.errno) if self.errno else ""
 
 
 class LauncherError(NsmagicError):

@@ -273,12 +273,17 @@ def _too_many(kinds: Sequence[str]) -> str:
     return f"A limit on namespaces is reached: raise {shown}, here or in the container around this process."
 
 
+def _root_of_little() -> bool:
+    """Whether this is root of a user namespace that maps few uids: it lacks what root has."""
+    ids = sum(int(line.split()[2]) for line in _read("/proc/self/uid_map").splitlines())
+    return os.geteuid() == 0 and ids < _ALL_IDS
+
+
 def _maps(case: _Case) -> str:
     """A write to uid_map or gid_map was refused, or the file was not there."""
     if case.errno == e.ENOENT:
         return "Mount the /proc of this process' own PID namespace: mount -t proc proc /proc."
-    ids = sum(int(line.split()[2]) for line in _read("/proc/self/uid_map").splitlines())
-    if os.geteuid() == 0 and ids < _ALL_IDS:
+    if _root_of_little():
         return (
             "This root is root of a user namespace only, and its map (/proc/self/uid_map) lacks the uid that "
             "containers run under: run it as an ordinary user instead."
@@ -317,6 +322,11 @@ def _source(case: _Case) -> str:
         return f"You may not reach {path}: take another, or have chmod o+x done on the folders above it."
     if case.errno == e.ENOSPC:
         return _too_many(["mnt"])
+    if case.errno == e.EPERM and _root_of_little() and _status("Seccomp") == "0":
+        return (
+            "This root is root of a user namespace that its mount namespace does not belong to: begin with "
+            "one that does (unshare --user --map-root-user --mount …), or run it as an ordinary user."
+        )
     return _mount(case)
 
 
@@ -364,10 +374,26 @@ def _group(case: _Case) -> str:
     return f"Run this process as root, or {_DELEGATE}"
 
 
-def _rlimit(case: _Case) -> str:
-    import resource  # noqa: PLC0415 - likewise
+def _identity(case: _Case) -> str:
+    """A change of user or group was refused."""
+    return _processes() if case.errno == e.EAGAIN else _maps(case)
 
-    if f"resource={resource.RLIMIT_NPROC}," in case.text:
+
+def _filter(case: _Case) -> str:
+    """The payload's own filter of system calls, or no_new_privs before it, was refused."""
+    if case.errno in {e.EINVAL, e.ENOSYS} and _status("Seccomp") == "0":
+        return "This kernel was built without CONFIG_SECCOMP_FILTER, which containers need: use another one."
+    return _refused(case)
+
+
+def _landlock(case: _Case) -> str:
+    if case.errno in {e.ENOSYS, e.EOPNOTSUPP}:
+        return "This kernel has no Landlock, or it is switched off: boot with lsm=landlock,… (Linux 5.13)."
+    return _refused(case)
+
+
+def _rlimit(case: _Case) -> str:
+    if "RLIMIT_NPROC," in case.text:
         return "It is above this process' own hard limit: ask for fewer with --pids, or raise ulimit -Hu."
     return "It is above this process' own hard limit: raise that (ulimit -H), or ask for less."
 
@@ -375,12 +401,15 @@ def _rlimit(case: _Case) -> str:
 _ANYWHERE: Final = {
     e.EMFILE: "Allow more open files (ulimit -n 4096), or bind fewer files and folders.",
     e.ENFILE: "The host has too many open files: end something, or raise fs.file-max.",
+    e.ETOOMANYREFS: "Too many descriptors of this user are on their way between processes: raise ulimit -n.",
+    e.EUSERS: "There are too many user namespaces inside each other: start fewer containers in containers.",
     e.ENOMEM: "The kernel had no memory for it: end something, or raise the limit of your own group.",
 }
 _SUBJECTS: Final[dict[str, Callable[[_Case], str]]] = {
     "clone3": _clone, "clone": _clone, "unshare": _clone, "fork": _fork, "open_tree": _source,
     "fsopen": _file_system, "fsconfig": _file_system, "fsmount": _file_system, "chdir": _workdir,
-    "setrlimit": _rlimit,
+    "setrlimit": _rlimit, "setresuid": _identity, "setresgid": _identity,
     # By step, where the call does not tell:
-    "cgroup": _group, "userns": _maps, "sources": _mount, "mount": _mount,
+    "cgroup": _group, "userns": _maps, "sources": _mount, "mount": _mount, "seccomp": _filter,
+    "landlock": _landlock,
 }  # fmt: skip

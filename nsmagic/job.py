@@ -86,7 +86,12 @@ class Exit:
 
 
 class Report:
-    """What launcher, init and payload say while a container is built, and init at its end."""
+    """What launcher, init and payload say while a container is built, and init at its end.
+
+    Attributes:
+        failed: whether one of them could not go on.
+        failure: the journal's line of the call for which the first of them could not.
+    """
 
     def __init__(self) -> None:
         self.pid: int | None = None
@@ -95,6 +100,7 @@ class Report:
         self._lines: list[str] = []
         self.built = False
         self.failed = False
+        self.failure = ""
         self.closed = False
         self.exit: Exit | None = None
 
@@ -157,7 +163,8 @@ class Report:
             if kind in b"JFRI":
                 self.built = self.built or kind == b"I"
                 self._lines += text.splitlines()
-                self.failed = self.failed or kind == b"F"
+                if kind == b"F" and not self.failed:
+                    self.failed, self.failure = True, (text.splitlines() or [""])[-1]
             elif kind == b"P":
                 self.pid = int(text)
             elif kind == b"X":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import re
 import shlex
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
     from nsmagic.container import Container
     from nsmagic.firewall import Filtered
+    from nsmagic.job import Sink
     from nsmagic.result import Result
     from nsmagic.spec import ContainerSpec, JobSpec
+    from nsmagic.watch import Watch
 
 _PROGRESS_AFTER: Final = 0.4
 _WORD: Final = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|[^\s"']|["'])+""")
@@ -131,6 +134,7 @@ class BackgroundRun:
         self.result: Result | None = None
         self.error: BaseException | None = None
         self.container: Container | None = None
+        self.watching: Watch | None = None
         self._done = threading.Event()
 
     @property
@@ -145,6 +149,8 @@ class BackgroundRun:
             NsmagicError: what prevented it.
         """
         self._done.wait(timeout)
+        if self.done and self.watching is not None:
+            self.watching.show_again()
         if self.error is not None:
             raise self.error
         return self.result
@@ -258,15 +264,23 @@ class ContainMagics(Magics):  # type: ignore[misc]
         variables: dict[str, object],
         stdin: bytes | None,
     ) -> None:
+        watching = self._watch(spec, wanted)
         _show_start()
         sink = NotebookSink(self.shell, out="out" in wanted, err="err" in wanted)
         try:
-            result = api.run_job(
-                spec, job, sink=sink, stdin=stdin, variables=variables, can_ask=stdin is None
-            )
+            with watching or contextlib.nullcontext():
+                result = api.run_job(
+                    spec,
+                    job,
+                    sink=self._shown(sink, watching),
+                    stdin=stdin,
+                    variables=variables,
+                    can_ask=stdin is None,
+                    observer=watching,
+                )
         except StartError as error:
             if wanted.get("explain"):
-                display(explain.bundle(error.journal), raw=True)
+                display(explain.bundle(error.journal, error), raw=True)
             raise
         finally:
             sink.finish()
@@ -284,6 +298,7 @@ class ContainMagics(Magics):  # type: ignore[misc]
         stdin: bytes | None,
     ) -> None:
         behind = BackgroundRun()
+        watching = behind.watching = self._watch(spec, wanted)
         sink = NotebookSink(self.shell, out="out" in wanted, err="err" in wanted)
         behind.container = api.take(spec)
         try:
@@ -291,11 +306,20 @@ class ContainMagics(Magics):  # type: ignore[misc]
         except BaseException:
             behind.container.stop()
             raise
+        if watching is not None:
+            watching.announce()  # in this cell, which will be over before long
 
         def work() -> None:
             try:
                 assert behind.container is not None  # noqa: S101 - set above
-                behind.result = behind.container.run_job(job, sink=sink, stdin=stdin, variables=variables)
+                with watching or contextlib.nullcontext():
+                    behind.result = behind.container.run_job(
+                        job,
+                        sink=self._shown(sink, watching),
+                        stdin=stdin,
+                        variables=variables,
+                        observer=watching,
+                    )
                 sink.finish()
                 self._keep(sink, wanted)
                 self._conclude(behind.result, wanted)
@@ -312,6 +336,25 @@ class ContainMagics(Magics):  # type: ignore[misc]
         threading.Thread(target=context.run, args=(work,), name="nsmagic-background", daemon=True).start()
         if "proc" in wanted:
             self.shell.user_ns[wanted["proc"]] = behind
+
+    def _watch(self, spec: ContainerSpec, wanted: dict[str, Any]) -> Watch | None:
+        """Who shows what the run uses, if somebody wants to see it."""
+        if not wanted.get("watch"):
+            return None
+        from nsmagic import watch, watch_screens  # noqa: PLC0415 - most cells watch nothing
+
+        watch.require(spec)
+        if getattr(self.shell, "kernel", None) is None:
+            return watch.Watch(watch_screens.TerminalScreen(sys.stderr, live=not wanted.get("bg")))
+        return watch.Watch(watch_screens.NotebookScreen(self.shell.display_pub))
+
+    def _shown(self, sink: NotebookSink, watching: Watch | None) -> Sink:
+        """The sink that the job writes to."""
+        if watching is None:
+            return sink
+        from nsmagic import watch  # noqa: PLC0415 - likewise
+
+        return watching.wrap(sink, set(watch.terminals()) - set(sink.kept))
 
     def _keep(self, sink: NotebookSink, wanted: dict[str, Any]) -> None:
         for option, stream in (("out", "stdout"), ("err", "stderr")):

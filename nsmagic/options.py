@@ -163,6 +163,8 @@ OPTIONS: Final = (
            "Say what the run used and which isolation was in force.", "magic"),
     Option("explain", ("--explain",), "", _switch,
            "Show each system call that built the container: why, how long, and where to read on.", "view"),
+    Option("watch", ("--watch",), "", _switch,
+           "Show memory, processor time and processes against their limits while it runs.", "view"),
     Option("inputs", ("-i", "--input"), "NAMES", _names,
            "Copy variables in, such as a,b.", "magic", many=True),
     Option("outputs", ("-o", "--output"), "NAMES", _names,

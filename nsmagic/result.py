@@ -55,6 +55,7 @@ class Step(NamedTuple):
         errno: 0, or why it failed.
         began: seconds since the epoch.
         took: seconds.
+        who: made it: ``launcher``, ``init`` or ``payload``.
     """
 
     step: str
@@ -63,6 +64,7 @@ class Step(NamedTuple):
     errno: int
     began: float
     took: float
+    who: str = ""
 
     @property
     def failure(self) -> str:
@@ -75,8 +77,8 @@ def read_journal(lines: Iterable[str]) -> list[Step]:
     steps = []
     for line in lines:
         with contextlib.suppress(ValueError):
-            step, call, result, errno, began, took = line.split("\t")
-            steps.append(Step(step, call, int(result), int(errno), int(began) / 1e9, int(took) / 1e9))
+            step, call, result, errno, began, took, who = line.split("\t")
+            steps.append(Step(step, call, int(result), int(errno), int(began) / 1e9, int(took) / 1e9, who))
     return steps
 
 

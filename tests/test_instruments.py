@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import os
 import re
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nsmagic import both, explain, namespaces
+from nsmagic import both, explain, namespaces, reasons, timeline
 from nsmagic.spec import NAMESPACES
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def test_every_call_of_a_real_run_has_a_reason_and_a_page(quiet: Path) -> None:
     import nsmagic
 
     journal = nsmagic.run("pass", mem="200M" if os.geteuid() == 0 else None).check().journal
-    without = {f"{step.step} {step.call}" for step in journal if not all(explain.why(step))}
+    without = {f"{step.step} {step.call}" for step in journal if not all(reasons.why(step))}
     assert not without
 
 
@@ -202,15 +203,15 @@ def test_explain_groups_like_calls_and_keeps_their_order(quiet: Path) -> None:
     journal = nsmagic.run("pass").check().journal
     rows = explain.rows(journal)
     assert sum(row.count for row in rows) == len(journal)
-    assert {row.lane for row in rows} == set(explain.LANES) - {"joiner"}
+    assert {row.who for row in rows} == set(timeline.LANES) - {"joiner"}
+    assert [row.began for row in rows] == sorted(row.began for row in rows)
     calls = [row.call.partition("(")[0] for row in rows]
     assert calls.index("pivot_root") < calls.index("umount2")
-    assert rows[-1].lane == "payload"
     shown = explain.bundle(journal)
     assert "pivot_root" in shown["text/plain"]
     assert "data:image/svg+xml;base64," in shown["text/html"]
-    assert explain.timeline_svg(journal).count("<rect") > len(explain.LANES)
-    assert "joiner" not in explain.timeline_svg(journal)
+    assert timeline.drawing(journal).count("<rect") > len(timeline.LANES)
+    assert "joiner" not in timeline.drawing(journal)
 
 
 def test_a_failed_step_is_shown_with_its_errno_in_words(quiet: Path) -> None:
@@ -219,10 +220,9 @@ def test_a_failed_step_is_shown_with_its_errno_in_words(quiet: Path) -> None:
     with pytest.raises(StartError) as failed:
         run("pass", bind="/usr/share:/usr/no-such/x")
     journal = failed.value.journal
-    (row,) = [row for row in explain.rows(journal) if row.failure and row.step == failed.value.step][-1:]
-    assert os.strerror(failed.value.errno) == row.failure
-    assert f"FAILED: {row.failure}" in explain.text(journal)
-    assert html.escape(row.failure) in explain.bundle(journal)["text/html"]
+    words = f"FAILED: {errno.errorcode[failed.value.errno]}, {os.strerror(failed.value.errno)}"
+    assert words in explain.text(journal, failed.value)
+    assert html.escape(words) in explain.bundle(journal, failed.value)["text/html"]
 
 
 def test_there_may_be_no_journal() -> None:

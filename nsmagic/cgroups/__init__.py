@@ -18,7 +18,7 @@ import math
 import os
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nsmagic.errors import HostError
@@ -192,6 +192,9 @@ class Mechanism(Protocol):
     def missing(self, limits: Limits) -> tuple[Missing, ...]:
         """Return what of ``limits`` it cannot enforce here, as a trial in a throwaway group has shown."""
 
+    def uncounted(self) -> tuple[Missing, ...]:
+        """Return what of ``mem``, ``cpus`` and ``pids`` its groups do not count, and why."""
+
     def create(self, limits: Limits) -> Group:
         """Make a group and put ``limits`` in force, except for those in ``missing(limits)``.
 
@@ -359,6 +362,24 @@ def _refusal(best: Choice) -> HostError:
         reason, remedy = unavailable()[0].reason, unavailable()[0].remedy
         options = [OPTIONS[each.what] for each in best.missing]
     return HostError(", ".join(options), reason, f"{remedy}; or accept a weaker run with --best-effort.")
+
+
+def uncounted(mechanism: Mechanism) -> tuple[Missing, ...]:
+    """Return what of ``mem``, ``cpus`` and ``pids`` nobody counts where this mechanism is at work, and why.
+
+    Where there is no group at all, that is because none could be made: the reason of the strongest.
+    """
+    lost = mechanism.uncounted()
+    if mechanism.name != "rlimits" or not unavailable():
+        return lost
+    first = unavailable()[0]
+    return tuple(Missing(each.what, first.reason, first.remedy) for each in lost)
+
+
+def first_of(counted: Usage, other: Usage) -> Usage:
+    """What the first knows, and of what it does not know what the second does."""
+    known = {name: value for name, value in vars(counted).items() if value is not None}
+    return replace(other, **known)
 
 
 def sweep() -> int:

@@ -310,6 +310,10 @@ class DirectoryMechanism:
 
     name = ""
     interface = ""  # whose files they are: "cgroup v1" or "cgroup v2", whoever made the group around them
+    counters: Mapping[str, str] = {
+        "memory": "mem",
+        "pids": "pids",
+    }  # of v2: every group counts processor time
 
     def __init__(self, trees: Mapping[str, Tree], lost: dict[str, Missing]) -> None:
         self.trees = trees
@@ -373,6 +377,14 @@ class DirectoryMechanism:
         """Return what the trial could not enforce; see ``Mechanism.missing``."""
         lost = (self.lost[what] for what in limits.asked() if what in self.lost)
         return tuple(each for each in lost if each.what != "swap" or host_has_swap())
+
+    def uncounted(self) -> tuple[Missing, ...]:
+        """Return what no controller of its groups counts; see ``Mechanism.uncounted``."""
+        absent = {what: name for name, what in self.counters.items() if name not in self.trees}
+        return tuple(
+            self.lost.get(what) or Missing(what, f"the {name} controller is not there", REMEDY)
+            for what, name in absent.items()
+        )
 
     def sweep(self, deadline: float) -> int:
         """Remove what dead owners left; see ``Mechanism.sweep``."""

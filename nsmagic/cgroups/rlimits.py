@@ -365,6 +365,11 @@ class Rlimits:
             if what != "swap" or host_has_swap()
         )
 
+    def uncounted(self) -> tuple[Missing, ...]:
+        """Name everything: there is no group."""
+        reason = "without a cgroup nobody counts what a container uses"
+        return tuple(Missing(what, reason, _REMEDY) for what in ("mem", "cpus", "pids"))
+
     def create(self, limits: Limits) -> RlimitGroup:
         """Return a group that watches, once it is told whom."""
         del limits

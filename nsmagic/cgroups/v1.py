@@ -98,6 +98,7 @@ class V1(DirectoryMechanism):
     """cgroup v1 in this process' own groups."""
 
     name = interface = "cgroup v1"
+    counters: Mapping[str, str] = {**DirectoryMechanism.counters, _MEASURING: "cpus"}
 
     def group(self, name: str, places: Mapping[str, str]) -> V1Group:
         """Return the group."""

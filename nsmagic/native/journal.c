@@ -1,8 +1,8 @@
 /*
  * journal.c - one line for every system call that builds a container.
  *
- * A line is six fields between tabs:
- *     step  call with its arguments by name  result  errno  began (ns)  took (ns)
+ * A line is seven fields between tabs:
+ *     step  call with its arguments by name  result  errno  began (ns)  took (ns)  who
  * The journal is the real run's own log, so it needs neither ptrace nor strace.
  * It is kept in memory and told to the owner in one packet: a write for each
  * line would cost more than most of the calls that it describes.
@@ -57,8 +57,8 @@ long nsm_end(struct nsm_journal *journal, long result, const char *format, ...)
     hide_separators(call);
 
     char line[768];
-    int wanted = snprintf(line, sizeof line, "%s\t%s\t%ld\t%d\t%lld\t%lld\n", journal->step, call, result,
-                          error, (long long)journal->began, (long long)took);
+    int wanted = snprintf(line, sizeof line, "%s\t%s\t%ld\t%d\t%lld\t%lld\t%s\n", journal->step, call, result,
+                          error, (long long)journal->began, (long long)took, journal->who);
     size_t length = wanted < (int)sizeof line ? (size_t)wanted : sizeof line - 1;
     /* A failure is always written down, even where there was no room for all that went before it. */
     if (error && journal->length + length > sizeof journal->text)

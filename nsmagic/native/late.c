@@ -161,7 +161,7 @@ done:
  */
 int nsm_finish(struct nsm_plan *plan, struct nsm_entry *entries, int late)
 {
-    struct nsm_journal journal = {.step = "sources"};
+    struct nsm_journal journal = {.who = "launcher", .step = "sources"};
     int result = -1;
     if (!nsm_may_mount() || nsm_mount_open_sources(plan, entries, &journal) == 0) {
         nsm_step(&journal, "late");

@@ -126,6 +126,7 @@ struct nsm_order {
 #define NSM_JOURNAL_BYTES 49152
 
 struct nsm_journal {
+    const char *who;     /* whose calls these are: "launcher", "joiner", "init" or "payload" */
     const char *step;    /* the step we are in: "mount", "userns" ... */
     int64_t began;       /* when the call that is being made began, ns of CLOCK_REALTIME */
     size_t length;       /* bytes of text in use */

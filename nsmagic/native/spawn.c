@@ -257,6 +257,7 @@ static int let_go_on(const struct nsm_plan *plan, int go, struct nsm_journal *jo
 static int await_rest(struct nsm_plan *plan, struct nsm_entry **entries, int go, struct nsm_journal *journal)
 {
     const int wanted[] = {plan->late, plan->lifeline, plan->report, go};
+    nsm_step(journal, "late");
     if (NSM_TRY(journal, nsm_fds_only(wanted, sizeof wanted / sizeof *wanted), "close_range(all but four)") < 0)
         return -1;
     int result = nsm_late_wait(plan, entries, journal);
@@ -286,6 +287,7 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
                            struct nsm_journal *journal)
 {
     journal->length = 0; /* what the launcher did is told by the launcher */
+    journal->who = "init";
 
     sigset_t all;
     sigfillset(&all);
@@ -332,7 +334,7 @@ static pid_t run_container(struct nsm_plan *plan, struct nsm_entry *entries, int
 
 int nsm_confine(struct nsm_plan *plan)
 {
-    struct nsm_journal journal = {.step = "go"};
+    struct nsm_journal journal = {.who = "payload", .step = "go"};
     struct nsm_rlimit rlimits[NSM_MOST_RLIMITS];
     int waited = nsm_go_wait(plan, rlimits, &journal);
     if (waited > 0) /* init has told why, or was ended */
@@ -366,6 +368,7 @@ static pid_t run_joiner(struct nsm_plan *plan, struct nsm_entry *entries, const 
                         struct nsm_journal *journal)
 {
     journal->length = 0;
+    journal->who = "joiner";
     plan->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if ((group < 0 || nsm_cgroup_move(plan, getpid(), journal) == 0) && nsm_cgroup_join(plan, journal) == 0 &&
         nsm_join_proc(plan, entries, journal) == 0 && nsm_join(plan, journal) == 0) {
@@ -423,7 +426,7 @@ static pid_t clone_inside(struct nsm_plan *plan, struct nsm_entry *entries, cons
 
 pid_t nsm_spawn(struct nsm_plan *plan, struct nsm_entry *entries)
 {
-    struct nsm_journal journal = {.step = "spawn"};
+    struct nsm_journal journal = {.who = "launcher", .step = "spawn"};
     plan->entries = entries;
     plan->proc = -1;
 

@@ -79,7 +79,7 @@ int nsm_userns_become(const struct nsm_plan *plan, struct nsm_journal *journal)
  */
 int nsm_userns_for_idmap(unsigned owner, unsigned group, unsigned host_uid, unsigned host_gid)
 {
-    struct nsm_journal unread = {.step = "userns"};
+    struct nsm_journal unread = {.who = "launcher", .step = "userns"};
     struct nsm_plan maps = {.namespaces = CLONE_NEWUSER,
                             .uid = owner, .gid = group, .parent_uid = host_uid, .parent_gid = host_gid,
                             .proc = -1};
