@@ -63,59 +63,61 @@ def open_lesson(
         context.close()
 
 
-@pytest.fixture(scope="module")
-def first(open_lesson: Callable[[str], Notebook]) -> Notebook:
-    return open_lesson("01-one-kernel")
+def shows(notebook: Notebook, name: str, text: str) -> str:
+    """Run a cell and wait until a text is shown below it, which may come after its prompt; all that is shown."""
+    notebook.run(name)
+    area = notebook.cell(name).locator(".jp-Cell-outputArea")
+    area.filter(has_text=text).wait_for()
+    return str(area.inner_text())
 
 
 def test_00_says_what_works(open_lesson: Callable[[str], Notebook]) -> None:
     notebook = open_lesson("00-what-works-here")
     notebook.page.locator("h1", has_text="What works here").wait_for()
-    assert "This host has all that the lesson needs" in notebook.run("load")
-    assert "process" in notebook.run("in-container")
-    assert "works" in notebook.run("doctor")
+    shows(notebook, "load", "This host has all that the lesson needs")
+    shows(notebook, "in-container", "on container")
+    shows(notebook, "doctor", "works")
 
 
-def test_both_sides_are_beside_each_other(first: Notebook) -> None:
-    assert "This host has all that the lesson needs" in first.run("load")
-    first.run("both")
-    table = first.cell("both").locator(".jp-OutputArea-output table")
+def test_01_is_finished_without_reading_anything_else(open_lesson: Callable[[str], Notebook]) -> None:
+    # One test: a part of it alone would find a kernel in which nothing has run yet.
+    notebook = open_lesson("01-one-kernel")
+    shows(notebook, "load", "This host has all that the lesson needs")
+
+    # Both sides are beside each other.
+    shows(notebook, "both", "inside")
+    table = notebook.cell("both").locator(".jp-OutputArea-output table")
     assert table.locator("td").count() == 2
     assert "boot id" in table.inner_text()
-    first.screenshot("both", "text-outside-and-inside", "both")
+    notebook.screenshot("both", "text-outside-and-inside", "both")
 
-
-def test_an_open_exercise_is_told_what_is_missing_and_a_hint(first: Notebook) -> None:
+    # An open exercise is told what is missing, and a hint.
     for name in ("matrix", "job", "containers", "status", "solve-01a"):
-        first.run(name)
-    said = first.run("check-01a")
-    assert "01a not solved yet" in said
+        notebook.run(name)
+    said = shows(notebook, "check-01a", "01a is not solved yet")
     assert "Hint 1 of 3" in said
     assert "Traceback" not in said
-    first.screenshot("open", "text-your-turn-find-it", "check-01a")
+    notebook.screenshot("open", "text-your-turn-find-it", "check-01a")
 
-
-def test_it_is_solved_and_the_container_is_ended_from_outside(first: Notebook) -> None:
-    first.write("solve-01a", FOUND)
-    first.run("solve-01a")
-    said = first.run("check-01a")
-    assert "01a solved" in said
+    # It is solved, and the container is ended from outside.
+    notebook.write("solve-01a", FOUND)
+    assert notebook.run("solve-01a").strip() == ""
+    said = shows(notebook, "check-01a", "01a solved")
     assert "not solved" not in said
-    first.screenshot("solved", "text-your-turn-find-it", "check-01a")
-    assert "SIGKILL" in first.run("kill")
-    first.run("number")
-    assert "ProcessLookupError" in first.run("kill-up")
+    notebook.screenshot("solved", "text-your-turn-find-it", "check-01a")
+    shows(notebook, "kill", "SIGKILL")
+    notebook.run("number")
+    shows(notebook, "kill-up", "ProcessLookupError")
 
-
-def test_half_a_container_and_the_picture_of_it(first: Notebook) -> None:
-    first.write("solve-01b", PARTLY)
-    first.run("solve-01b")
-    assert "01b solved" in first.run("check-01b")
-    first.run("matrix-again")
-    first.run("picture")
-    picture = first.cell("picture").locator(".jp-OutputArea-output img")
+    # Half a container, and the picture of it.
+    notebook.write("solve-01b", PARTLY)
+    notebook.run("solve-01b")
+    shows(notebook, "check-01b", "01b solved")
+    shows(notebook, "matrix-again", "another one")
+    notebook.run("picture")
+    picture = notebook.cell("picture").locator(".jp-OutputArea-output img")
     picture.wait_for()
     assert picture.evaluate("node => node.decode().then(() => node.naturalWidth)") == 640
-    first.screenshot("partly", "text-your-turn-half-a-container", "matrix-again")
-    first.screenshot("picture", "text-one-picture", "picture")
-    assert first.run("stop").strip() == ""
+    notebook.screenshot("partly", "text-your-turn-half-a-container", "matrix-again")
+    notebook.screenshot("picture", "text-one-picture", "picture")
+    assert notebook.run("stop").strip() == ""

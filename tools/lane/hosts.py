@@ -138,8 +138,7 @@ set -u
 export LANG=C.UTF-8 PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # On the disk: root's containers may write to folders on a tmpfs since Linux 6.3 only (idmapped mounts).
 export TMPDIR=/srv
-folder=/srv/notebooks
-mkdir $folder && cp -r /src/tests /src/pyproject.toml /src/tools /src/notebooks $folder || exit 1
+folder=/srv/notebooks && mkdir $folder && cp -r /src/* "$folder" || exit 1
 cd "$folder"
 cat /proc/self/cgroup >/out/cgroup
 python3 -c '
