@@ -111,10 +111,10 @@ def lab(
 class Notebook:
     """A notebook that is open in the browser; its cells are called by the ids that they have in the file."""
 
-    def __init__(self, page: Page, file: Path) -> None:
+    def __init__(self, page: Page, file: Path, pictures: str = "quickstart") -> None:
         from playwright.sync_api import TimeoutError as Timeout
 
-        self.page, self.timeout = page, Timeout
+        self.page, self.timeout, self.pictures = page, Timeout, pictures
         self.ids = [cell["id"] for cell in json.loads(file.read_text())["cells"]]
 
     def cell(self, name: str) -> Any:
@@ -147,8 +147,15 @@ class Notebook:
         self.start(name)
         return str(self.wait(name).locator(".jp-Cell-outputArea").inner_text())
 
-    def screenshot(self, name: str, first: str, last: str) -> None:
-        """Where NSMAGIC_SCREENSHOTS names a folder: a picture of the cells from the first to the last."""
+    def screenshot(self, name: str, first: str, last: str, most: int = 2000) -> None:
+        """Where NSMAGIC_SCREENSHOTS names a folder: a picture of the cells from the first to the last.
+
+        Args:
+            name: of the picture.
+            first: cell.
+            last: cell.
+            most: pixels of height.
+        """
         target = os.environ.get("NSMAGIC_SCREENSHOTS")
         if not target:
             return
@@ -159,9 +166,9 @@ class Notebook:
             "x": top["x"],
             "y": top["y"],
             "width": top["width"],
-            "height": bottom["y"] + bottom["height"] - top["y"],
+            "height": min(bottom["y"] + bottom["height"] - top["y"], most),
         }
-        self.page.screenshot(path=str(Path(target) / f"quickstart-{name}.png"), clip=clip)
+        self.page.screenshot(path=str(Path(target) / f"{self.pictures}-{name}.png"), clip=clip)
 
 
 @pytest.fixture(scope="session")
@@ -179,6 +186,6 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def open_notebook() -> Callable[[Page, Path], Notebook]:
+def open_notebook() -> Callable[..., Notebook]:
     """Give ``Notebook``."""
     return Notebook
