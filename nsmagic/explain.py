@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import html
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -176,21 +177,27 @@ def bundle(journal: Sequence[Step], error: StartError | None = None) -> dict[str
 
 
 def _table(all_rows: Sequence[Row]) -> str:
-    heads = ("at", "who", "step", "call", "result", "took", "why")
+    """Why a call is made stands under it: beside it, it would be out of sight in a narrow window."""
+    heads = ("at", "who", "step", "call, and why", "result", "took")
     lines = ["".join(f'<td style="{_CELL};font-weight:bold">{name}</td>' for name in heads)]
     for row in all_rows:
         edge = f"border-left:6px solid {COLOURS.get(row.who, svg.INK)};padding-left:6px"
         outcome = html.escape(row.outcome)
         if row.failure:
             outcome = f'<b style="color:{svg.RED if row.fatal else svg.INK}">{outcome}</b>'
+        reason = f"{html.escape(row.why)} <i>{html.escape(row.page)}</i>"
         lines.append(
             f'<td style="{_CELL};{edge};white-space:nowrap">{time_text(row.began)}</td>'
             f'<td style="{_CELL}">{html.escape(row.who)}</td>'
             f'<td style="{_CELL}">{html.escape(row.step)}</td>'
-            f'<td style="{_CELL};font-family:monospace;overflow-wrap:anywhere">{html.escape(row.shown)}</td>'
+            f'<td style="{_CELL}"><code>{_breakable(row.shown)}</code><br>{reason}</td>'
             f'<td style="{_CELL}">{outcome}</td>'
             f'<td style="{_CELL};white-space:nowrap">{time_text(row.took)}</td>'
-            f'<td style="{_CELL}">{html.escape(row.why)} <i>{html.escape(row.page)}</i></td>'
         )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<table style="border-collapse:collapse;font-size:90%">{body}</table>'
+
+
+def _breakable(call: str) -> str:
+    """A call that may go on in the next line behind a flag or a folder; not all front ends keep styles for it."""
+    return re.sub(r"([|,/=])", r"\1<wbr>", html.escape(call))

@@ -111,10 +111,10 @@ def lab(
 class Notebook:
     """A notebook that is open in the browser; its cells are called by the ids that they have in the file."""
 
-    def __init__(self, page: Page, file: Path) -> None:
+    def __init__(self, page: Page, file: Path, pictures: str = "") -> None:
         from playwright.sync_api import TimeoutError as Timeout
 
-        self.page, self.timeout, self.stem = page, Timeout, file.stem
+        self.page, self.timeout, self.pictures = page, Timeout, pictures or file.stem
         self.ids = [cell["id"] for cell in json.loads(file.read_text())["cells"]]
 
     def cell(self, name: str) -> Any:
@@ -155,8 +155,15 @@ class Notebook:
         self.page.keyboard.insert_text(text)
         editor.filter(has_text=text.splitlines()[-1]).wait_for()
 
-    def screenshot(self, name: str, first: str, last: str) -> None:
-        """Where NSMAGIC_SCREENSHOTS names a folder: a picture of the cells from the first to the last."""
+    def screenshot(self, name: str, first: str, last: str, most: int = 2000) -> None:
+        """Where NSMAGIC_SCREENSHOTS names a folder: a picture of the cells from the first to the last.
+
+        Args:
+            name: of the picture.
+            first: cell.
+            last: cell.
+            most: pixels of height.
+        """
         target = os.environ.get("NSMAGIC_SCREENSHOTS")
         if not target:
             return
@@ -167,9 +174,9 @@ class Notebook:
             "x": top["x"],
             "y": top["y"],
             "width": top["width"],
-            "height": bottom["y"] + bottom["height"] - top["y"],
+            "height": min(bottom["y"] + bottom["height"] - top["y"], most),
         }
-        self.page.screenshot(path=str(Path(target) / f"{self.stem}-{name}.png"), clip=clip)
+        self.page.screenshot(path=str(Path(target) / f"{self.pictures}-{name}.png"), clip=clip)
 
 
 @pytest.fixture(scope="session")
@@ -187,6 +194,6 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def open_notebook() -> Callable[[Page, Path], Notebook]:
+def open_notebook() -> Callable[..., Notebook]:
     """Give ``Notebook``."""
     return Notebook
