@@ -25,10 +25,10 @@ ls /proc/self/fd | wc -l; umount /work 2>/dev/null; exit 7
 def solutions() -> list[str]:
     """The student's cells, solved, without their magics, up to where each tries its stage out."""
     blocks = re.findall(
-        r"^```python solve-13.*\n%%scratch builder\n([\s\S]*?)^```$", SOURCE.read_text(), re.M
+        r"^```python solve-13.*\n%%scratch builder\n([\s\S]*?)^```$", SOURCE.read_text(), re.MULTILINE
     )
-    texts = [re.sub(r"^ *### (BEGIN|END) SOLUTION\n", "", block, flags=re.M) for block in blocks]
-    return [re.sub(r"^again\(.*\n", "", text, flags=re.M) for text in texts]
+    texts = [re.sub(r"^ *### (BEGIN|END) SOLUTION\n", "", block, flags=re.MULTILINE) for block in blocks]
+    return [re.sub(r"^again\(.*\n", "", text, flags=re.MULTILINE) for text in texts]
 
 
 def length(node: ast.stmt, text: str) -> int:
