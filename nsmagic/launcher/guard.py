@@ -82,6 +82,10 @@ def _became(pid: int) -> str:
 def _remove(directories: list[str]) -> None:
     """Remove the cgroup directories: first our own, then the bases, which others may still use."""
     for directory in directories:
+        if _is_group(directory):  # a cell may have made groups in its own
+            for below, _, _ in os.walk(directory, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(below)  # noqa: PTH106 - a plain path
         for _ in range(_REMOVAL_TRIES):
             try:
                 os.rmdir(directory)  # noqa: PTH106 - a plain path from the owner
@@ -94,6 +98,11 @@ def _remove(directories: list[str]) -> None:
                 time.sleep(_REMOVAL_RETRY)
             else:
                 break
+
+
+def _is_group(directory: str) -> bool:
+    """Whether it is the group itself, and not the base of groups; see ``cgroups.directories``."""
+    return os.path.basename(directory).startswith("c")  # noqa: PTH119 - a plain path
 
 
 def _has_groups(directory: str) -> bool:
@@ -110,7 +119,7 @@ def _end_all(directories: list[str]) -> None:
     """
     # What forks all the time must not grow back meanwhile.
     for directory in directories:
-        if os.path.basename(directory).startswith("c"):  # noqa: PTH119 - a group, not the base of groups
+        if _is_group(directory):
             with contextlib.suppress(OSError), open(f"{directory}/pids.max", "w", encoding="utf-8") as file:  # noqa: PTH123
                 file.write("0")
     while children := _children():

@@ -44,8 +44,11 @@ LESSONS: Final = (
     Lesson("10", "cgroups", "Control groups", partly=("--mem", "--cpus", "--pids")),
     Lesson("11", "capabilities", "Capabilities and seccomp"),
     Lesson("12", "not_isolated", "What is not isolated"),
-    Lesson("13", "build_your_own", "Build your own container"),
-)
+    Lesson(
+        "13", "build_your_own", "Build your own container",
+        needs=("all namespaces", "copy-on-write", "fresh /proc", "clone3, pivot_root"),
+    ),
+)  # fmt: skip
 
 
 def find(number: str) -> Lesson:
