@@ -199,5 +199,5 @@ def _table(all_rows: Sequence[Row]) -> str:
 
 
 def _breakable(call: str) -> str:
-    """A call that may go on in the next line behind a flag or a folder; not all front ends keep styles for it."""
+    """A call that may break behind a flag or a folder; not all front ends keep styles for it."""
     return re.sub(r"([|,/=])", r"\1<wbr>", html.escape(call))
