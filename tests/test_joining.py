@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import nsmagic
-from nsmagic import Container, SpecError, StoppedError, explain, names, namespaces, processes, standbys
+from nsmagic import (
+    Container,
+    SpecError,
+    StoppedError,
+    explain,
+    names,
+    namespaces,
+    processes,
+    standbys,
+    timeline,
+)
 from nsmagic.launcher import client
 from nsmagic.spec import NAMESPACES
 
@@ -752,9 +762,8 @@ def test_each_step_of_joining_is_explained(web: Container) -> None:
         kinds = NAMESPACES if join == "web" else {"user", *join.partition(":")[2].split(",")}
         assert len(entered) == len(kinds)
         assert "CLONE_NEWUSER" in entered[0]
-        assert {row.lane for row in rows} == set(explain.LANES)
-        assert {row.lane for row in rows if row.call.startswith("setns(")} == {"joiner"}
-        assert "joiner" in explain.timeline_svg(journal)
+        assert {row.who for row in rows} == set(timeline.LANES)
+        assert {row.who for row in rows if row.call.startswith("setns(")} == {"joiner"}
     first = nsmagic.run("pass", name="first").check().journal
     Container.find("first").stop()
     assert not [step for step in first if not all(explain.why(step))]

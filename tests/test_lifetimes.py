@@ -245,4 +245,4 @@ def test_explain_shows_the_building_once_and_the_joining(shell: Shell) -> None:
     for kind in ("USER", "PID", "NS", "NET", "UTS", "IPC", "CGROUP", "TIME"):
         assert f"CLONE_NEW{kind})" in text
     assert "setns(2), network_namespaces(7)" in text
-    assert "--- joiner" in text
+    assert re.search(r"^joiner +join", text, re.MULTILINE)
