@@ -70,8 +70,8 @@ def take(container: ContainerSpec) -> Container:
         try:
             kept.wait_built()
             return kept.guest(first=True).start()
-        except BaseException:
-            kept.stop()
+        except BaseException as error:
+            kept.stop_because(f"it could not be made: {error}")
             raise
     if container.join is not None:
         return Container(container, keep=False).start()

@@ -7,9 +7,10 @@ from typing import Final
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
-from nsmagic import options
+from nsmagic import names, options
 
 _LINE: Final = re.compile(r"\s*(%%contain|%contain_config|%contain|%%scratch\s+\w+)\s(.*)", re.DOTALL)
+_STOP: Final = re.compile(r"\s*%container\s+stop\s+(?:\S+\s+)*(\S*)")
 
 _SCOPES: Final = {"%contain_config": options.CONFIG_SCOPES, "%%scratch": options.SCRATCH_SCOPES}
 
@@ -20,6 +21,8 @@ def candidates(line: str) -> list[str]:
     Args:
         line: the line up to the cursor.
     """
+    if stop := _STOP.fullmatch(line):
+        return [name for name in names.live() if name.startswith(stop[1])]
     match = _LINE.match(line)
     if not match:
         return []
@@ -31,10 +34,15 @@ def candidates(line: str) -> list[str]:
         return []
     flag, equals, value = word.partition("=")
     if equals and flag in known:
-        return [f"{flag}={choice}" for choice in known[flag].choices if choice.startswith(value)]
+        return [f"{flag}={choice}" for choice in _choices(known[flag]) if choice.startswith(value)]
     if before in known and known[before].metavar:
-        return [choice for choice in known[before].choices if choice.startswith(word)]
+        return [choice for choice in _choices(known[before]) if choice.startswith(word)]
     return [flag for flag in known if flag.startswith(word)] if word.startswith("-") or not word else []
+
+
+def _choices(option: options.Option) -> tuple[str, ...]:
+    """What may stand behind an option; to be joined is what is kept."""
+    return tuple(names.live()) if option.name == "join" else option.choices
 
 
 def _options_have_ended(words: list[str], known: dict[str, options.Option]) -> bool:

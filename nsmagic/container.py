@@ -150,7 +150,7 @@ class Container:
         keep: whether it takes more than one job; one with a name does.
         reach: how much of it can be had here; found out where ``best_effort`` asks for it.
         doors: namespaces of others to make it inside of.
-        plan: how to make it, ready-made.
+        plan: how to make it, ready-made; the descriptors of its doors become the container's.
         given: options, by the names of ``nsmagic.run``: ``mem="256M"``, ``net="host"`` …
 
     Raises:
@@ -186,7 +186,9 @@ class Container:
         self._lock = threading.Lock()
         if reach is None and self.spec.best_effort:
             reach = effort.reach(self.spec)
-        if self._joined is not None:
+        if plan is not None:
+            doors = plan.doors
+        elif self._joined is not None:
             doors = joining.open_doors(self._joined, self.spec)
         elif doors is not None:
             doors = joining.again(doors)
@@ -673,7 +675,10 @@ class Container:
         """
         from nsmagic.guests import Guest  # noqa: PLC0415 - it builds on this module
 
-        return Guest(self, first=first)
+        if why := self.ending():
+            raise StoppedError(f"{self.spec.name} is no longer there: {why}")
+        self.wait_built()
+        return Guest(self, joining.all_doors(self), first=first)
 
     def run_job(
         self,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nsmagic.cgroups import Usage as GroupUsage
     from nsmagic.errors import NsmagicError
     from nsmagic.job import Ending
+    from nsmagic.plan import Doors
     from nsmagic.result import Isolation, Usage, Written
     from nsmagic.spec import JobSpec
 
@@ -85,33 +86,21 @@ class Guest(Container):
 
     Args:
         inside: the container.
+        doors: the way into it; its descriptors become the guest's.
         first: whether the journal begins with the container's own.
 
     Attributes:
         alone: whether no other job was in there at any time while this one was.
-
-    Raises:
-        StoppedError: the container has ended.
     """
 
-    def __init__(self, inside: Container, *, first: bool = False) -> None:
-        why = inside.ending()
-        if why:
-            raise StoppedError(f"{inside.spec.name} is no longer there: {why}")
-        inside.wait_built()
+    def __init__(self, inside: Container, doors: Doors, *, first: bool = False) -> None:
         spec = replace(inside.spec, name="")
+        root = Root([], workdir=inside.plan.root.workdir)
+        plan = replace(inside.plan, spec=spec, namespaces=(), root=root, doors=doors)
+        super().__init__(spec, keep=False, plan=plan)
         self.inside = inside
         self.alone = True
         self._first = first
-        doors = joining.all_doors(inside)
-        root = Root([], workdir=inside.plan.root.workdir)
-        try:
-            plan = replace(inside.plan, spec=spec, namespaces=(), root=root, doors=doors)
-            super().__init__(spec, keep=False, plan=plan)
-        except BaseException:
-            joining.close(doors.descriptors)
-            raise
-        self._opened = doors.descriptors
 
     # ---- life -----------------------------------------------------------------
 

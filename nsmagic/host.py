@@ -398,6 +398,17 @@ def _rlimit(case: _Case) -> str:
     return "It is above this process' own hard limit: raise that (ulimit -H), or ask for less."
 
 
+def _join(case: _Case) -> str:
+    if case.call == "readlink":
+        return (
+            "What a job leaves behind in a container that is kept is looked for in its /proc, and here that "
+            "shows no processes: run each cell in a container of its own, or see `nsmagic doctor`."
+        )
+    if case.call == "waitpid":
+        return "Most likely there was no memory left in the container that was joined: see its limit (--mem)."
+    return _refused(case)
+
+
 _ANYWHERE: Final = {
     e.EMFILE: "Allow more open files (ulimit -n 4096), or bind fewer files and folders.",
     e.ENFILE: "The host has too many open files: end something, or raise fs.file-max.",
@@ -411,5 +422,5 @@ _SUBJECTS: Final[dict[str, Callable[[_Case], str]]] = {
     "setrlimit": _rlimit, "setresuid": _identity, "setresgid": _identity,
     # By step, where the call does not tell:
     "cgroup": _group, "userns": _maps, "sources": _mount, "mount": _mount, "seccomp": _filter,
-    "landlock": _landlock,
+    "landlock": _landlock, "join": _join,
 }  # fmt: skip

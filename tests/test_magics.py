@@ -623,7 +623,10 @@ def test_a_background_cell_is_listed_and_can_be_stopped(kernel: Kernel, gate: Ga
     cell = kernel.run(f"%%contain --bg --proc p {gate.bind}\nprint('on')\n{gate.wait}").good()
     kernel.listen(cell, until=lambda: cell.text() == "on\n")
     listed = kernel.good("%containers").shown[0]
-    assert len(listed["text/plain"].splitlines()) == 2
+    table, tree = listed["text/plain"].split("\n\n")
+    assert len(table.splitlines()) == 2
+    assert tree.splitlines()[0].startswith("container ")
+    assert [line.split()[1] for line in tree.splitlines()[2:]] == ["1", "2"]
     assert str(kernel.folder) in listed["text/plain"]
     assert "<table" in listed["text/html"]
     assert kernel.value("p") == "<contained cell: running>"

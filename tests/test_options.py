@@ -69,7 +69,7 @@ def typed(name: str) -> set[str]:
 
 
 def test_the_python_api_has_the_same_options() -> None:
-    assert typed("ContainerOptions") == {option.name for option in options.of(("container",))}
+    assert typed("ContainerOptions") == {option.name for option in options.of(("container", "life"))}
     assert typed("JobOptions") == {option.name for option in options.of(("job",))}
     for option in options.of(options.API_SCOPES):
         assert f"``{option.name}``" in (nsmagic.run.__doc__ or ""), option.name

@@ -369,7 +369,8 @@ class Launcher:
         """The owner is gone: end every container, remove every directory, then go too."""
         for child in self._children.values():
             child.kill()
-        for child in self._children.values():
+        # The youngest first: a PID 1 ends only when those who have joined it are reaped, and they came later.
+        for child in reversed(self._children.values()):
             child.reap()
         self._end_strays()
         left = list(self._children.values())

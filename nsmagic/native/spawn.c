@@ -270,6 +270,7 @@ static int await_rest(struct nsm_plan *plan, struct nsm_entry **entries, int go,
 static pid_t begin_payload(struct nsm_plan *plan, int go, struct nsm_journal *journal)
 {
     journal->length = 0;
+    journal->who = "payload";
     offer_to_oom_killer(plan);
     if (nsm_fds_payload(plan, go, journal) < 0) {
         nsm_report(plan->report, NSM_REPORT_FAILED, journal);
