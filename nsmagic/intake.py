@@ -7,6 +7,7 @@ before anything is started.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import filesystem, options
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from typing_extensions import TypedDict
+
+    from nsmagic.spec import Image
 
     class ContainerOptions(TypedDict, total=False):
         """The options of a container, as keyword arguments; see ``options.py`` for what they mean."""
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
         ns: str | Iterable[str] | None
         bind: str | Bind | Iterable[str | Bind] | None
         workdir: str | os.PathLike[str] | None
+        rootfs: str | os.PathLike[str] | None
+        image: str | os.PathLike[str] | None
         hostname: str | None
         user: int | str | None
         best_effort: bool
@@ -74,6 +79,13 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
             "--workdir", f"the current folder is gone: {error.strerror}; change to one that is"
         ) from None
     workdir = "" if "mount" in joined else filesystem.resolve_workdir("--workdir", given.get("workdir", base))
+    image, user = None, given.get("user")
+    if "image" in given or "rootfs" in given:
+        from nsmagic import images  # noqa: PLC0415 - most runs need none of it
+
+        image, image_user = images.prepare(given, base)
+        user = image_user if user is None else user
+        image, workdir = _start_of(image, workdir, chosen="workdir" in given)
     binds = tuple(filesystem.resolve_bind("--bind", bind, base) for bind in given.get("bind", ()))
     namespaces = given.get("ns")
     net: Network | None = given.get("net")
@@ -84,12 +96,28 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
         net = "none" if "net" in namespaces | joined else "host"
     plain = {
         name: given[name]
-        for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "user", "best_effort", "name", "join")
+        for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "best_effort", "name", "join")
         if name in given
     }
     if "uts" in namespaces:
         plain.setdefault("hostname", hostname_of(given.get("name", "")))
-    return ContainerSpec(namespaces=namespaces, net=net, binds=binds, workdir=workdir, **plain)
+    return ContainerSpec(
+        namespaces=namespaces, net=net, binds=binds, workdir=workdir, user=user, image=image, **plain
+    )
+
+
+def _start_of(image: Image, workdir: str, *, chosen: bool) -> tuple[Image, str]:
+    """Where a job in an image starts, and which folder of the host is shown there.
+
+    A working directory that was chosen goes before the image's own; the current folder is shown, but a job
+    starts where the image wants to.
+    """
+    if chosen:
+        return replace(image, workdir=""), workdir
+    if filesystem.is_programs(workdir):
+        note = f"the current folder {workdir} would hide the image's own, so it is not shown; -w shows it"
+        return replace(image, notes=(*image.notes, note)), ""
+    return image, workdir
 
 
 def _whole(join: Join, given: Mapping[str, Any]) -> ContainerSpec:
@@ -123,6 +151,21 @@ def job_spec(given: Mapping[str, Any], **rest: Any) -> JobSpec:
     if job.kind == "program" and (not job.argv or not job.argv[0] or any("\0" in word for word in job.argv)):
         raise SpecError("argv", "needs a program, and no word may hold a zero byte")
     return job
+
+
+def fit(container: ContainerSpec, job: JobSpec) -> ContainerSpec:
+    """A spec made for one job: an image is shown as it is, unless the job is Python of the owner's.
+
+    Raises:
+        SpecError: the job cannot run in it.
+    """
+    if container.image is None:
+        return container
+    if job.fresh_exec and job.kind != "program":
+        raise SpecError(
+            "--fresh-exec", "starts this Python anew, and an image has its own programs; run the image's Python"
+        )
+    return replace(container, python=job.kind != "program")
 
 
 def _check_text(option: str, text: str) -> None:

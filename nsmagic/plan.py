@@ -313,6 +313,8 @@ def make_plan(
         wanted.add("user")
         added = ("user",)
     namespaces = tuple(name for name in NAMESPACES if name in wanted)
+    if spec.image and "mount" not in wanted:
+        raise _no_root(reach.refused.get("mount", "") if reach is not None else "")
     identity = identity_for(spec, userns="user" in wanted)
     if doors is not None and "user" in joined - wanted:
         identity = replace(identity, uid=doors.uid, gid=doors.gid)
@@ -328,8 +330,16 @@ def make_plan(
     return Plan(spec, namespaces, added, identity, root, choice, missing, doors=doors)
 
 
+def _no_root(refused: str) -> HostError:
+    """Best effort ends here: an image's program in the host's root would be another program."""
+    remedy = "Run without --image and --rootfs, or where namespaces can be made; see nsmagic doctor."
+    return HostError("--image", f"a root file system takes a mount namespace ({refused})", remedy)
+
+
 def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: str) -> Plan:
     """The weakest there is: no namespace at all, and what ``confinement`` can do."""
+    if spec.image:
+        raise _no_root(refused)
     identity = identity_for(spec, userns=False)
     limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
     choice = cgroups.choose(limits, userns=False, best_effort=True)
