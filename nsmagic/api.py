@@ -109,7 +109,8 @@ def run(
     """Run Python code, or a program, in a fresh container, and wait for its end.  Any thread may call it.
 
     Args:
-        code_or_argv: Python code, run as a notebook cell is; or a program and its arguments.
+        code_or_argv: Python code, run as a notebook cell is; or a program and its arguments; an empty list
+            runs what an image runs by itself.
         input: its standard input; text goes in as UTF-8.
         variables: values to put into the code's namespace, by name.
         outputs: names of variables to take out, into ``Result.values``.
@@ -134,6 +135,8 @@ def run(
         ValueTransferError: a variable cannot go in or come out.
     """
     of_container, of_job = intake.split(given)
+    if not isinstance(code_or_argv, str) and not code_or_argv:
+        code_or_argv = intake.command_of(intake.container_from(of_container))
     job = intake.job_from(code_or_argv, outputs, of_job, variables=bool(variables))
     stdin = input.encode() if isinstance(input, str) else input
     container = intake.fit(intake.container_from(of_container), job)

@@ -300,7 +300,10 @@ class _LayerWalk:
 
 
 def _same_content(name: str, fd: int, below_fd: int, size: int) -> bool:
-    with open(open_regular(name, fd), "rb", 0) as new, open(open_regular(name, below_fd), "rb", 0) as old:
+    with (
+        os.fdopen(open_regular(name, fd), "rb", 0) as new,
+        os.fdopen(open_regular(name, below_fd), "rb", 0) as old,
+    ):
         while size > 0:  # a file that grows meanwhile is read no further
             chunk = new.read(min(size, _COMPARE_CHUNK))
             if not chunk or chunk != old.read(len(chunk)):
@@ -341,7 +344,9 @@ def list_changes(
     targets = {layer.target.rstrip("/") for layer in layers}
     ignored = {path.rstrip("/") for path in ignore}
     # Whoever mounted there made the folders on the way, too.
-    mounts = {path[:i] for path in targets | ignored | set(passed) for i, at in enumerate(path) if i and at == "/"}
+    mounts = {
+        path[:i] for path in targets | ignored | set(passed) for i, at in enumerate(path) if i and at == "/"
+    }
     mounts |= {path.rstrip("/") for path in passed}
     for layer in layers:
         skip = ignored | targets - {layer.target.rstrip("/")}

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nsmagic.below import Below
-from nsmagic.changes import Layer
 from nsmagic.descent import (
     Descent,
     is_opaque,
@@ -38,6 +37,8 @@ from nsmagic.errors import ExtractionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from nsmagic.changes import Layer
 
 _CHUNK = 1 << 20  # bytes
 _PAGE = 4096  # bytes

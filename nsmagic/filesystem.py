@@ -197,7 +197,11 @@ def library_folders(paths: tuple[str, ...]) -> tuple[str, ...]:
     kept: list[str] = []
     for folder in sorted(wanted | {os.path.realpath(path) for path in wanted}):
         too_much = shows_home(folder) or folder in _OWN_FOLDERS
-        if not too_much and Path(folder).exists() and not any(folder.startswith(f"{other}/") for other in kept):
+        if (
+            not too_much
+            and Path(folder).exists()
+            and not any(folder.startswith(f"{other}/") for other in kept)
+        ):
             kept.append(folder)
     return tuple(kept)
 

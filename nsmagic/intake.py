@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypedDict
 
+    from nsmagic.images import Progress
     from nsmagic.spec import Image
 
     class ContainerOptions(TypedDict, total=False):
@@ -58,11 +59,18 @@ MAX_CODE: Final = 32 << 20
 """Bytes of a job's code or standard input text that may go in at once."""
 
 
-def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
+def container_spec(given: Mapping[str, Any], progress: Progress | None = None) -> ContainerSpec:
     """A spec from checked options: paths become absolute, and what they name must be there.
+
+    An image is unpacked here, if that was not done before.
+
+    Args:
+        given: the options.
+        progress: told what takes long; see ``images.prepare``.
 
     Raises:
         SpecError: a path that is not there, or options at odds with each other.
+        HostError: an image cannot be kept here.
     """
     join: Join | None = given.get("join")
     if join is not None and join.kinds is None:
@@ -83,7 +91,7 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
     if "image" in given or "rootfs" in given:
         from nsmagic import images  # noqa: PLC0415 - most runs need none of it
 
-        image, image_user = images.prepare(given, base)
+        image, image_user = images.prepare(given, base, progress)
         user = image_user if user is None else user
         image, workdir = _start_of(image, workdir, chosen="workdir" in given)
     binds = tuple(filesystem.resolve_bind("--bind", bind, base) for bind in given.get("bind", ()))
@@ -162,10 +170,21 @@ def fit(container: ContainerSpec, job: JobSpec) -> ContainerSpec:
     if container.image is None:
         return container
     if job.fresh_exec and job.kind != "program":
-        raise SpecError(
-            "--fresh-exec", "starts this Python anew, and an image has its own programs; run the image's Python"
-        )
+        raise SpecError("--fresh-exec", "starts this Python anew, and an image has programs of its own")
     return replace(container, python=job.kind != "program")
+
+
+def command_of(container: ContainerSpec) -> tuple[str, ...]:
+    """What an image runs where nobody names a program.
+
+    Raises:
+        SpecError: there is no image, or it says nothing.
+    """
+    if container.image is None:
+        raise SpecError("argv", "needs a program; only an image may name its own")
+    if not container.image.command:
+        raise SpecError("argv", f"needs a program: {container.image.name} names none of its own")
+    return container.image.command
 
 
 def _check_text(option: str, text: str) -> None:

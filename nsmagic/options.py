@@ -390,6 +390,8 @@ def _several(name: str, value: object) -> list[Any]:
 
 def merge(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Options over defaults; those that may be given many times add up."""
+    if given.keys() & {"image", "rootfs"}:  # one root file system takes the place of another
+        defaults = {name: value for name, value in defaults.items() if name not in {"image", "rootfs"}}
     merged = {**defaults, **given}
     for name in defaults.keys() & given.keys():
         if BY_NAME[name].many:

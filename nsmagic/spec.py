@@ -286,7 +286,7 @@ def parse_output_limit(option: str, value: object) -> tuple[int, AtLimit]:
 
 @dataclass(frozen=True)
 class Image:
-    """Another root file system: folders on this host, one over the other, and how its programs want to be run.
+    """Another root file system: folders on this host, one over the other, and how its programs are to be run.
 
     Attributes:
         name: as people call it.

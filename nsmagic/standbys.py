@@ -196,7 +196,11 @@ class Standbys:
 
 def _key(spec: ContainerSpec) -> Key:
     """Equal for two specs only if the folders that they name are still the same folders."""
-    folders = [spec.workdir, *(bind.source for bind in spec.binds), *(spec.image.layers if spec.image else ())]
+    folders = [
+        spec.workdir,
+        *(bind.source for bind in spec.binds),
+        *(spec.image.layers if spec.image else ()),
+    ]
     return (spec, *(_identity(folder) for folder in folders))
 
 

@@ -15,7 +15,24 @@ from typing import Any
 
 import pytest
 
-APPLETS = ("sh", "ls", "cat", "id", "echo", "rm", "mkdir", "env", "pwd", "stat", "find", "touch", "mv", "true", "sleep", "whoami")
+APPLETS = (
+    "sh",
+    "ls",
+    "cat",
+    "id",
+    "echo",
+    "rm",
+    "mkdir",
+    "env",
+    "pwd",
+    "stat",
+    "find",
+    "touch",
+    "mv",
+    "true",
+    "sleep",
+    "whoami",
+)
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 PLAIN = "application/vnd.oci.image.layer.v1.tar"
 ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
@@ -40,7 +57,7 @@ def busybox() -> bytes:
 def tar(*members: tuple[Any, ...], format: int = tarfile.PAX_FORMAT) -> bytes:  # noqa: A002 - tarfile's word
     """A tar of members: (name, content), (name, None) for a folder, (name, "->", target), (name, "=", target),
     or (TarInfo, content).
-    """  # noqa: D205
+    """
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w", format=format) as archive:
         for name, *rest in members:

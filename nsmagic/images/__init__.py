@@ -4,8 +4,8 @@ Files on this host only: nothing is fetched.  A folder is used where it is.  Of 
 unpacked once, into a store that all images share; then a run needs no more than a look whether the file is
 still the same.
 
-What is read is hostile.  ``tar`` and ``archive`` read it with bounds, ``unpack`` writes it without following a
-link, ``store`` keeps what is complete and has the right digest.
+What is read is hostile.  ``tar`` and ``archive`` read it with bounds, ``unpack`` writes it without following
+a link, ``store`` keeps what is complete and has the right digest.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,7 +109,9 @@ def _failed(option: str, text: str, error: OSError) -> SpecError | HostError:
     if error.errno in _NO_MARKS:
         remedy = "Set XDG_CACHE_HOME to a folder on a file system of the machine's own, such as ext4."
         return HostError(
-            option, f"the file system of {where} takes no marks of what a layer hides ({error.strerror})", remedy
+            option,
+            f"the file system of {where} takes no marks of what a layer hides ({error.strerror})",
+            remedy,
         )
     return SpecError(option, f"{shown(text)} cannot be unpacked: {error.strerror}")
 
@@ -166,7 +169,9 @@ def _make(option: str, source: str, chosen: str, progress: Progress) -> ImageRec
         else:
             with archive.opened(source, store().path, passed) as files:
                 described = archive.describe(files, chosen)
-                record = _from_image(source, chosen, stamp, described, _layers(files, described.layers, passed))
+                record = _from_image(
+                    source, chosen, stamp, described, _layers(files, described.layers, passed)
+                )
         if _stamp(source) != stamp:
             raise ArchiveError("it was changed while it was read")
         record = store().add_image(record)
@@ -178,7 +183,10 @@ def _make(option: str, source: str, chosen: str, progress: Progress) -> ImageRec
 def _from_tar(source: str, stamp: tuple[int, ...], passed: Callable[[int], None]) -> ImageRecord:
     descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        window = Window(descriptor, 0, os.fstat(descriptor).st_size)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ArchiveError("it is neither a file nor a folder")
+        window = Window(descriptor, 0, status.st_size)
         plain = Uncompressed(Hashed(window, passed), None, archive.MAX_BYTES)
         layer = store().add_layer(plain, Budget(archive.MAX_BYTES, MAX_ENTRIES), layer=False)
     finally:
@@ -280,5 +288,5 @@ def _user(record: ImageRecord) -> tuple[int, tuple[str, ...]]:
     match = _USER.fullmatch(record.user)
     if match and int(match[1]) <= MAX_UID:
         return int(match[1]), ()
-    wish = shown(record.user)
-    return 0, (f"{record.name} wants to run as user {wish!r}; only numbers are taken, so it runs as root; -u says another",)
+    wish = f"{record.name} wants to run as {shown(record.user)!r}"
+    return 0, (f"{wish}; only numbers are taken, so it runs as root inside; -u names another",)

@@ -1,9 +1,9 @@
 """What an image is made of: its layers and how it wants to be run, read from files on disk.
 
 Two forms are known, each as a tar or (the second) as a folder: that of ``docker save``, with a
-``manifest.json``, and the OCI image layout, with an ``index.json`` and blobs that are named by their digests.
-Current versions of Docker write both into one file.  All of it is read with types and bounds, and every blob is
-held against its digest: a manifest and a configuration here, a layer when it is unpacked.
+``manifest.json``, and the OCI image layout, with an ``index.json`` and blobs named by their digests.
+Current versions of Docker write both into one file.  All of it is read with types and bounds, and every blob
+is held against its digest: a manifest and a configuration here, a layer when it is unpacked.
 
 See the OCI image specification: image-layout.md, manifest.md, config.md.
 """
@@ -236,7 +236,9 @@ class Members(Files):
         size = os.fstat(descriptor).st_size
         for count, member in enumerate(TarReader(_Skipping(descriptor, 0, size))):
             if count > _MAX_MEMBERS:
-                raise ArchiveError(f"it has more than {_MAX_MEMBERS} members; a root file system goes by --rootfs")
+                raise ArchiveError(
+                    f"it has more than {_MAX_MEMBERS} members; a root file system goes by --rootfs"
+                )
             name = os.path.normpath(os.fsdecode(member.name))
             self._places.pop(name, None)
             self._links.pop(name, None)
@@ -364,7 +366,7 @@ def _of_layout(files: Files, chosen: str) -> Described:
 
 
 def _of_saved(files: Files, chosen: str) -> Described:
-    saved = files.json("manifest.json", Annotated[list[_Saved], msgspec.Meta(max_length=_MAX_WORDS)])
+    saved = files.json("manifest.json", list[_Saved])
     named = {tag: each for each in saved for tag in each.repo_tags or [""]}
     one = saved[0] if len(saved) == 1 and not chosen else _choose(named, chosen)
     # The configuration's file is named by its digest.
@@ -383,7 +385,9 @@ def _of_saved(files: Files, chosen: str) -> Described:
 def _choose(named: dict[str, T], chosen: str) -> T:
     """The one of that name; ``latest`` need not be said, nor where it was fetched from."""
     fitting = {name for name in named if chosen and (name == chosen or name.endswith(f"/{chosen}"))}
-    fitting = fitting or {name for name in named if chosen and name.endswith((f"/{chosen}:latest", f":{chosen}"))}
+    fitting = fitting or {
+        name for name in named if chosen and name.endswith((f"/{chosen}:latest", f":{chosen}"))
+    }
     if len(fitting) == 1:
         return named[fitting.pop()]
     known = ", ".join(sorted(shown(name) for name in named if name)) or "none that has a name"

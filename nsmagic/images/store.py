@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from nsmagic.descent import remove_tree
+from nsmagic.descent import lstat, remove_tree
 from nsmagic.errors import HostError
 from nsmagic.images.streams import Hashed
 from nsmagic.images.tar import ArchiveError, TarReader
@@ -154,7 +154,7 @@ class Store:
 
     def _sweep(self) -> None:
         with _folder(f"{self.path}/layers") as layers:
-            for name in os.listdir(layers):
+            for name in os.listdir(layers):  # noqa: PTH208 - a descriptor
                 if name.startswith((_NEW, _OLD)):
                     remove_tree(layers, name)
         for path in Path(self.path, "images").glob(f"{_NEW}*"):
@@ -173,7 +173,8 @@ class Store:
     def layers(self) -> list[str]:
         """All layers that are complete."""
         with contextlib.suppress(FileNotFoundError):
-            return sorted(name for name in os.listdir(f"{self.path}/layers") if not name.startswith("."))
+            folders = Path(self.path, "layers").iterdir()
+            return sorted(folder.name for folder in folders if not folder.name.startswith("."))
         return []
 
     def hold(self, layer: str) -> bool:
@@ -245,7 +246,7 @@ class Store:
                     os.fchmod(around, 0o700)
                     _sync(around)
                 name = folder_name(hashed.digest)
-                if name not in os.listdir(layers):
+                if lstat(name, layers) is None:
                     os.rename(new, name, src_dir_fd=layers, dst_dir_fd=layers)
                 return name
             finally:
@@ -300,7 +301,11 @@ class Store:
 
     def add_image(self, record: ImageRecord) -> ImageRecord:
         """Write down an image, under a name of its own; whoever calls holds the store's lock."""
-        others = {each.name for each in self.images() if (each.source, each.chosen) != (record.source, record.chosen)}
+        others = {
+            each.name
+            for each in self.images()
+            if (each.source, each.chosen) != (record.source, record.chosen)
+        }
         name, number = record.name, 1
         while name in others:
             number += 1
@@ -379,7 +384,7 @@ def _read(path: str, kind: type[T]) -> T | None:
 def _write(folder: int, name: str, record: msgspec.Struct) -> None:
     """A record as a new file."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
+    with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
         file.write(msgspec.json.encode(record))
 
 

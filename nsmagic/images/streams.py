@@ -200,7 +200,7 @@ class Uncompressed:
 
     def _next_stream(self) -> bytes:
         """Streams may follow one another; what follows and is none is padding, which is passed over."""
-        rest = self._decompressor.unused_data + self._input
+        rest = (self._decompressor.unused_data if self._decompressor else b"") + self._input
         if len(rest) < _LONGEST_MAGIC:
             rest += self._source.read(_INPUT)
         if self._make is None or not compression(rest):

@@ -35,8 +35,8 @@ _LARGEST: Final = 1 << 62
 _LATEST: Final = 1 << 33
 _BASE_256: Final = 0x80
 _KINDS: Final[dict[bytes, Kind]] = {
-    b"0": "file", b"\0": "file", b"7": "file", b"1": "hard link", b"2": "link", b"3": "device", b"4": "device",
-    b"5": "folder", b"6": "FIFO",
+    b"0": "file", b"\0": "file", b"7": "file", b"1": "hard link", b"2": "link", b"3": "device",
+    b"4": "device", b"5": "folder", b"6": "FIFO",
 }  # fmt: skip
 
 
@@ -130,7 +130,7 @@ class TarReader:
         self._pass_over()
         header = self._source.read(BLOCK)
         self._position += len(header)
-        if not header or header == bytes(BLOCK):
+        if header == bytes(BLOCK) or (not header and self._position):
             return None
         if len(header) != BLOCK or not _sum_is_right(header):
             raise ArchiveError("it is no tar archive, or a header of it is damaged")

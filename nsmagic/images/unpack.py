@@ -1,12 +1,13 @@
 """Writing what a tar archive holds into a new folder, and nothing anywhere else.
 
 The archive is hostile.  The guarantee is the way of writing: every name is used with the descriptor of the
-folder that it lies in, one at a time, and the kernel is told to follow no link; so no path leads out, whatever
-links the archive has made before.  ``..`` is refused, what has the name of another entry takes its place.
+folder that it lies in, one at a time, and the kernel is told to follow no link; so no path leads out,
+whatever links the archive has made before.  ``..`` is refused, what has the name of another entry takes its
+place.
 
 Kept are files, folders, links, hard links within the archive, modes and times.  All is the caller's: owners
-are not kept, nor set-uid and set-gid bits, attributes, devices and FIFOs.  The owner may always read and write:
-no container's user has the rights by which root gets around a mode.
+are not kept, nor set-uid and set-gid bits, attributes, devices and FIFOs.  The owner may always read and
+write: no container's user has the rights by which root gets around a mode.
 
 See open(2) for ``O_NOFOLLOW``, the layer's format in the OCI image specification for whiteouts.
 """
@@ -290,7 +291,7 @@ class Unpacker:
             raise ArchiveError("a whiteout of nothing")
         status = lstat_bytes(name, here)
         if status is None:
-            _make_whiteout(here, name)
+            make_whiteout(here, name)
         elif stat.S_ISDIR(status.st_mode):
             # The layer has a folder of that name too: it hides the one below.
             folder = _open_folder(name, here)
@@ -301,7 +302,7 @@ class Unpacker:
 
     def _make_opaque(self, folder: int) -> None:
         """All of the layers below is hidden, so no name in it need be."""
-        _mark(folder, "opaque", b"y")
+        mark(folder, "opaque", b"y")
         for name in os.listdir(folder):
             status = lstat(name, folder)
             if status is not None and is_whiteout(status, name, folder):
@@ -351,12 +352,12 @@ def _write(file: int, piece: bytes) -> None:
         left = left[os.write(file, left) :]
 
 
-def _mark(folder: int, mark: str, value: bytes) -> None:
+def mark(folder: int, what: str, value: bytes) -> None:
     """One of overlayfs's marks; see "userxattr" there."""
-    os.setxattr(folder, f"user.overlay.{mark}", value)
+    os.setxattr(folder, f"user.overlay.{what}", value)
 
 
-def _make_whiteout(here: int, name: bytes) -> None:
+def make_whiteout(here: int, name: bytes) -> None:
     """A character device 0/0, which any user may make; where the file system takes none, the other form.
 
     An overlay takes none, as in a container of Docker's.
@@ -368,13 +369,15 @@ def _make_whiteout(here: int, name: bytes) -> None:
             raise
     else:
         return
-    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=here)
+    file = os.open(
+        name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=here
+    )
     try:
-        _mark(file, "whiteout", b"")
+        mark(file, "whiteout", b"")
     finally:
         os.close(file)
     if not is_opaque(here):
-        _mark(here, "opaque", b"x")  # "look for such whiteouts in here"
+        mark(here, "opaque", b"x")  # "look for such whiteouts in here"
 
 
 @contextlib.contextmanager

@@ -432,9 +432,10 @@ static int clear_place(int root, const struct nsm_entry *entry, struct nsm_journ
 {
     char parent_path[4096];
     const char *name = last_name(entry->target, parent_path);
-    int parent = name ? open_target(root, parent_path, true) : -1;
+    int parent = (int)NSM_TRY(journal, name ? open_target(root, parent_path, true) : -1,
+                              "openat2(root, \"%s\", O_PATH, RESOLVE_IN_ROOT)", name ? parent_path : entry->target);
     if (parent < 0)
-        return (int)NSM_TRY(journal, -1, "openat2(root, \"%s\")", entry->target);
+        return -1;
     int result = (int)NSM_TRY(journal, unlinkat(parent, name, 0) < 0 && errno != ENOENT && errno != EISDIR ? -1 : 0,
                               "unlinkat(\"%s\")", entry->target);
     return close_keeping_errno(parent, result);
