@@ -273,8 +273,8 @@ def _image() -> str:
     from nsmagic import images  # noqa: PLC0415 - most runs need none of it
     from nsmagic.images.unpack import make_whiteout, mark  # noqa: PLC0415 - likewise
 
-    images.store().make()
-    with tempfile.TemporaryDirectory(prefix="doctor-", dir=images.store().path) as folder:
+    images.current_store().make()
+    with tempfile.TemporaryDirectory(prefix="doctor-", dir=images.current_store().path) as folder:
         for name in ("lower/d/gone", "lower/d/kept", "lower/hidden/old", "upper/d", "upper/hidden"):
             Path(folder, name).mkdir(parents=True)
         for name in ("d", "hidden"):

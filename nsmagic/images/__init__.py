@@ -46,7 +46,7 @@ _stores: dict[str, Store] = {}
 _known: dict[tuple[str, str, str], ImageRecord] = {}
 
 
-def store() -> Store:
+def current_store() -> Store:
     """The store of this user, as the environment names it now."""
     return _stores.setdefault(place(), Store())
 
@@ -102,7 +102,7 @@ def _folder(path: str) -> Image:
 
 
 def _failed(option: str, text: str, error: OSError) -> SpecError | HostError:
-    where = store().path
+    where = current_store().path
     if error.errno in _FULL:
         remedy = "Free some of it, or set XDG_CACHE_HOME to a folder on another disk."
         return HostError(option, f"the disk of {where} is full", remedy)
@@ -121,19 +121,20 @@ def _failed(option: str, text: str, error: OSError) -> SpecError | HostError:
 
 def _stamp(source: str) -> tuple[int, ...]:
     """By which a change is seen; an image layout's parts are named by their digests, all but its index."""
-    status = os.stat(os.path.join(source, "index.json") if os.path.isdir(source) else source)  # noqa: PTH112, PTH116, PTH118 - hot
+    index = Path(source, "index.json")
+    status = (index if index.exists() else Path(source)).stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _ready(source: str, chosen: str) -> ImageRecord | None:
     """What was made of a file before, if the file is still the same and all of it is still there."""
-    key = (store().path, source, chosen)
-    record = _known.get(key) or store().find(source, chosen)
+    key = (current_store().path, source, chosen)
+    record = _known.get(key) or current_store().find(source, chosen)
     try:
         same = record is not None and record.stamp == _stamp(source)
     except OSError:
         same = False
-    if record is None or not same or not all(map(store().hold, record.layers)):
+    if record is None or not same or not all(map(current_store().hold, record.layers)):
         _known.pop(key, None)
         return None
     _known[key] = record
@@ -151,7 +152,9 @@ def forget_known() -> None:
 def _make(option: str, source: str, chosen: str, progress: Progress) -> ImageRecord:
     """Unpack what is not there yet, and write down what it is."""
     name = shown(os.path.basename(source))  # noqa: PTH119 - as text
-    with store().changing(lambda: progress("waiting for another process that unpacks an image", 0, 0)):
+    with current_store().changing(
+        lambda: progress("waiting for another process that unpacks an image", 0, 0)
+    ):
         record = _ready(source, chosen)
         if record is not None:
             return record
@@ -167,16 +170,16 @@ def _make(option: str, source: str, chosen: str, progress: Progress) -> ImageRec
         if option == "--rootfs":
             record = _from_tar(source, stamp, passed)
         else:
-            with archive.opened(source, store().path, passed) as files:
+            with archive.opened(source, current_store().path, passed) as files:
                 described = archive.describe(files, chosen)
                 record = _from_image(
                     source, chosen, stamp, described, _layers(files, described.layers, passed)
                 )
         if _stamp(source) != stamp:
             raise ArchiveError("it was changed while it was read")
-        record = store().add_image(record)
-        store().collect()
-        _known[store().path, source, chosen] = record
+        record = current_store().add_image(record)
+        current_store().collect()
+        _known[current_store().path, source, chosen] = record
         return record
 
 
@@ -188,15 +191,15 @@ def _from_tar(source: str, stamp: tuple[int, ...], passed: Callable[[int], None]
             raise ArchiveError("it is neither a file nor a folder")
         window = Window(descriptor, 0, status.st_size)
         plain = Uncompressed(Hashed(window, passed), None, archive.MAX_BYTES)
-        layer = store().add_layer(plain, Budget(archive.MAX_BYTES, MAX_ENTRIES), layer=False)
+        layer = current_store().add_layer(plain, Budget(archive.MAX_BYTES, MAX_ENTRIES), layer=False)
     finally:
         os.close(descriptor)
-    tree = Path(store().tree(layer))
+    tree = Path(current_store().tree(layer))
     image = any((tree / name).is_file() for name in ("manifest.json", "oci-layout"))
     if image and not any(os.path.lexists(tree / name) for name in _ROOTS):
-        store().collect()
+        current_store().collect()
         raise ArchiveError("it is an image, and goes by --image")
-    store().hold(layer)
+    current_store().hold(layer)
     return ImageRecord(_stem(source), source, "", stamp, (layer,))
 
 
@@ -206,9 +209,9 @@ def _layers(files: Files, blobs: Sequence[Blob], passed: Callable[[int], None]) 
     names = []
     for blob in blobs:
         name = folder_name(blob.diff_id)
-        if not store().hold(name):
+        if not current_store().hold(name):
             name = _unpack(files, blob, budget, passed)
-            store().hold(name)
+            current_store().hold(name)
         names.append(name)
     return names
 
@@ -222,7 +225,7 @@ def _unpack(files: Files, blob: Blob, budget: Budget, passed: Callable[[int], No
             raw.drain()
             check_digest(raw, blob.digest)
 
-        return store().add_layer(plain, budget, blob.diff_id, layer=True, finish=finish)
+        return current_store().add_layer(plain, budget, blob.diff_id, layer=True, finish=finish)
 
 
 def _from_image(
@@ -233,7 +236,7 @@ def _from_image(
         # A layer that comes twice adds nothing where it comes first, and overlayfs takes no folder twice.
         if layer not in stack:
             stack.append(layer)
-        record = store().layer(layer)
+        record = current_store().layer(layer)
         if record is not None and record.opaque:
             break
     config = described.config
@@ -273,7 +276,7 @@ def _image(record: ImageRecord, notes: Sequence[str]) -> Image:
             continue
     return Image(
         name=record.name,
-        layers=tuple(map(store().tree, record.layers)),
+        layers=tuple(map(current_store().tree, record.layers)),
         env=tuple(variables.items()),
         workdir=record.workdir,
         command=record.command,

@@ -212,7 +212,10 @@ class Folder(Files):
         """The bytes of a regular file."""
         if place.startswith("/") or ".." in place.split("/"):
             raise ArchiveError(f"{shown(place)} is no place in it")
-        descriptor = os.open(Path(self._path, place), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(Path(self._path, place), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ArchiveError(f"there is no {shown(place)} in it") from None
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):

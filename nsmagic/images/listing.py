@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from nsmagic.descent import shown
 from nsmagic.errors import SpecError
-from nsmagic.images import forget_known, store
+from nsmagic.images import current_store, forget_known
 from nsmagic.result import size_text
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def command(where: str, words: Sequence[str], busy: Callable[[Collection[str]], 
 
 
 def _all() -> Rows:
-    images = store().images()
+    images = current_store().images()
     if not images:
-        return [(f"no images are unpacked in {shown(store().path)}",)]
+        return [(f"no images are unpacked in {shown(current_store().path)}",)]
     having = Counter(layer for image in images for layer in set(image.layers))
     rows: Rows = [("image", "layers", "size", "shared with others", "unpacked", "from")]
     for image in images:
@@ -67,7 +67,7 @@ def _all() -> Rows:
             )
         )
     whole = sum(_size(layer) for layer in having)
-    rows.append(("all", str(len(having)), size_text(whole), "", "", f"in {shown(store().path)}"))
+    rows.append(("all", str(len(having)), size_text(whole), "", "", f"in {shown(current_store().path)}"))
     return rows
 
 
@@ -78,12 +78,12 @@ def _from(image: ImageRecord) -> str:
 
 def _one(image: ImageRecord) -> Rows:
     having: dict[str, list[str]] = {}
-    for other in store().images():
+    for other in current_store().images():
         for layer in set(other.layers) - {""}:
             having.setdefault(layer, []).append(other.name)
     rows: Rows = [("layer, the topmost first", "size", "files", "left out", "shared with", "in use")]
     for layer in image.layers:
-        record = store().layer(layer)
+        record = current_store().layer(layer)
         left_out = ", ".join(f"{count} {what}" for what, count in record.left_out.items()) if record else ""
         rows.append(
             (
@@ -92,19 +92,19 @@ def _one(image: ImageRecord) -> Rows:
                 str(record.entries) if record else "",
                 left_out,
                 ", ".join(name for name in having[layer] if name != image.name),
-                "yes" if store().used(layer) else "",
+                "yes" if current_store().used(layer) else "",
             )
         )
     return rows
 
 
 def _size(layer: str) -> int:
-    record = store().layer(layer)
+    record = current_store().layer(layer)
     return record.bytes if record else 0
 
 
 def _named(name: str) -> ImageRecord:
-    images = store().images()
+    images = current_store().images()
     found = [image for image in images if name in {image.name, image.source}]
     if not found:
         known = ", ".join(image.name for image in images) or "none"
@@ -114,22 +114,22 @@ def _named(name: str) -> ImageRecord:
 
 def _remove(name: str, busy: Callable[[Collection[str]], str] | None) -> Rows:
     image = _named(name)
-    with store().changing(lambda: None):
-        others = {layer for other in store().images() if other != image for layer in other.layers}
+    with current_store().changing(lambda: None):
+        others = {layer for other in current_store().images() if other != image for layer in other.layers}
         alone = [layer for layer in dict.fromkeys(image.layers) if layer not in others]
-        by = busy([store().tree(layer) for layer in alone]) if busy else ""
+        by = busy([current_store().tree(layer) for layer in alone]) if busy else ""
         if by:
             raise SpecError(image.name, f"is in use by {by}; stop it first")
         forget_known()
         for layer in alone:
-            store().let_go(layer)
-        if any(store().used(layer) for layer in alone):
+            current_store().let_go(layer)
+        if any(current_store().used(layer) for layer in alone):
             raise SpecError(
                 image.name, "is in use by another process; a notebook keeps what it has used until it ends"
             )
         freed = sum(map(_size, alone))
-        store().forget(image)
-        store().collect()
+        current_store().forget(image)
+        current_store().collect()
     kept = (
         f"; {len(set(image.layers)) - len(alone)} of its layers stay for others"
         if others & set(image.layers)

@@ -116,14 +116,15 @@ class Store:
     def make(self) -> None:
         """Make the folders, for this user alone."""
         try:
-            for folder in (self.path, f"{self.path}/images", f"{self.path}/layers"):
-                Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            Path(self.path).mkdir(mode=0o700, parents=True, exist_ok=True)
             status = os.lstat(self.path)
+            mine = status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode)
+            if not mine or status.st_mode & 0o022:
+                raise self._unusable("others may write there, or it is another user's")
+            for folder in ("images", "layers"):
+                Path(self.path, folder).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise self._unusable(error.strerror or "unknown") from error
-        mine = status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode)
-        if not mine or status.st_mode & 0o022:
-            raise self._unusable("others may write there, or it is another user's")
 
     def _unusable(self, why: str) -> HostError:
         remedy = "Set XDG_CACHE_HOME to a folder of your own."
