@@ -25,6 +25,8 @@ from nsmagic.native import kinds
 from nsmagic.spec import Bind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nsmagic.spec import ContainerSpec, Image
 
 _PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -296,11 +298,16 @@ def _kernel(spec: ContainerSpec) -> list[Entry]:
 
 
 def _owner(path: str, identity: Identity) -> tuple[int, int] | None:
-    """For root: whose files of a bind shall be the payload's."""
+    """For root: whose files of a bind shall be the payload's; None where they are."""
     if not identity.as_root:
         return None
     status = Path(path).stat()
-    return status.st_uid, status.st_gid
+    return None if status.st_uid == identity.host_uid else (status.st_uid, status.st_gid)
+
+
+def owners(folders: Iterable[str]) -> set[int]:
+    """The uids that folders belong to."""
+    return {Path(folder).stat().st_uid for folder in folders}
 
 
 def _user_binds(spec: ContainerSpec, identity: Identity) -> list[Entry]:
@@ -398,10 +405,12 @@ def _of_image(image: Image, spec: ContainerSpec, identity: Identity, joined: str
 
     Folders of its own hide the image's /tmp and /dev: what lies there was made on another machine.
     """
-    owner = _owner(image.layers[0], identity)
     root_home = identity.uid == 0
     return [
-        *(Entry(kinds.LAYER, b"/", os.fsencode(layer), owner=owner) for layer in image.layers),
+        *(
+            Entry(kinds.LAYER, b"/", os.fsencode(layer), owner=_owner(layer, identity))
+            for layer in image.layers
+        ),
         _private("/tmp", 0o1777),  # noqa: S108 - the container's own
         _private("/dev", 0o755),
         _private("/dev/shm", 0o1777),  # noqa: S108 - likewise

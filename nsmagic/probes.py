@@ -26,7 +26,7 @@ from nsmagic.errors import HostError, LauncherError, StartError
 from nsmagic.filesystem import DEVICES
 from nsmagic.host import Finding, remedy_for
 from nsmagic.launcher import client
-from nsmagic.plan import require_linux
+from nsmagic.plan import layers_owner, require_linux
 from nsmagic.spec import NAMESPACES, Image
 
 if TYPE_CHECKING:
@@ -286,6 +286,10 @@ def _image() -> str:
                     mark(descriptor, "opaque", b"y")
             finally:
                 os.close(descriptor)
+        owner = layers_owner()
+        if owner is not None:
+            for path in [*Path(folder).rglob("*")]:
+                os.chown(path, owner, owner, follow_symlinks=False)
         image = Image("doctor", (f"{folder}/upper", f"{folder}/lower"))
         spec = replace(intake.container_spec({}), image=image)
         code = "import os; print(*os.listdir('/d'), *os.listdir('/hidden'))"

@@ -417,6 +417,35 @@ def test_whiteouts_in_the_other_form(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
 
 
+@pytest.mark.root
+def test_in_a_container_of_dockers(tmp_path: Path) -> None:
+    """There the store lies on an overlay, which takes no device 0/0 and knows no idmapped mounts."""
+    version = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
+    if version < (6, 7):
+        pytest.skip("host: Linux older than 6.7")
+    image = saved(tmp_path / "tiny.tar", three())
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    script = f"""
+        mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay merged || exit 9
+        XDG_CACHE_HOME={tmp_path}/merged exec {sys.executable} -I -m nsmagic.cli run --image {image} -- sh -c '
+            ls -d /etc/gone /removed /hidden/* 2>/dev/null; cat /d/*; rm -r /hidden; mkdir /hidden; ls /hidden
+            echo written > /etc/kept; cat /etc/kept'
+    """
+    ended = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if ended.returncode == 9:
+        pytest.skip(f"host: no overlay on {tmp_path}: {ended.stderr.strip()}")
+    assert ended.stdout == "/hidden/new\nagainbcwritten\n", ended.stderr
+    assert not [path for path in (tmp_path / "upper").rglob("*") if path.is_char_device()]
+
+
 # ---- what goes not together ---------------------------------------------------------------------------
 
 
@@ -481,5 +510,96 @@ def test_the_command_line_runs_programs_of_an_image(tmp_path: Path) -> None:
     assert nsm("run", "--image", image, "-c", "print(open('/etc/kept').read())").stdout == "middle\n"
     assert nsm("run", "--image", image, "--", "sh", "-c", "exit 7", status=7).stdout == ""
     assert "no program" in nsm("run", "--image", image, "--", "python3", status=127).stderr or True
-    bad = nsm("run", "--image", tmp_path / "nothing", status=2)
-    assert bad.stderr.count("\n") == 1
+    for bad in (("run", "--image", tmp_path / "nothing"), ("images", "nothing"), ("images", "remove")):
+        assert nsm(*bad, status=2).stderr.count("\n") == 1
+    assert nsm("images").stdout.splitlines()[1].startswith("tiny:latest  3       ")
+    assert len(nsm("images", "tiny:latest").stdout.splitlines()) == 4
+    assert nsm("images", "remove", "tiny:latest").stdout.startswith("removed tiny:latest: ")
+    assert nsm("images").stdout.startswith("no images are unpacked")
+
+
+# ---- in a notebook --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[Any]:
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    config = Config()
+    config.HistoryManager.enabled = False
+    shell = InteractiveShell.instance(config=config)
+    shell.run_cell("%load_ext nsmagic").raise_error()
+    yield shell
+    shell.run_cell("%unload_ext nsmagic").raise_error()
+
+
+@pytest.mark.xdist_group("instruments")  # where the other in-process shell is
+def test_the_magics(tmp_path: Path, shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    shown: list[dict[str, str]] = []
+    publish, shell.display_pub.publish = shell.display_pub.publish, lambda data, *_, **__: shown.append(data)
+    image = saved(
+        tmp_path / "tiny.tar", three(), run={"Entrypoint": ["sh", "-c", "cat; pwd"], "WorkingDir": "/d"}
+    )
+
+    def run(cell: str) -> str:
+        capsys.readouterr()
+        shell.run_cell(cell, store_history=False).raise_error()
+        return capsys.readouterr().out
+
+    try:
+        assert run(f"%%contain --image {image} sh\ncat /etc/kept\necho x > /etc/new") == "middle"
+        run("%changes")
+        assert "/etc/new" in shown.pop()["text/html"]
+        assert run(f"%%contain --image {image}\nprint(open('/etc/kept').read())") == "middle\n"
+        assert run(f"%%contain --image {image} --\nto the program") == "to the program\n/d\n"
+        run(f"%contain_config --image {image}")
+        shown.clear()
+        assert run("%%contain cat /etc/motd\nx") == "upper"
+        unpack(base(*LOWER), tmp_path / "folder")
+        assert run(f"%%contain --rootfs {tmp_path}/folder cat /etc/kept\nx") == "lower", (
+            "in place of the default"
+        )
+        run("%images")
+        assert "tiny:latest" in shown[-1]["text/html"]
+        assert "tiny:latest" in shown[-1]["text/plain"]
+        run("%images tiny:latest")
+        assert len(shown[-1]["text/plain"].splitlines()) == 4
+        run("%contain_config --reset")
+        run("%images remove tiny:latest")
+        assert "removed tiny:latest" in shown[-1]["text/plain"]
+        for bad in (
+            "%images remove",
+            "%images 'x",
+            "%images nothing",
+            "%%contain --\nx",
+            "%%contain --image\nx",
+        ):
+            with pytest.raises(SpecError):
+                run(bad)
+    finally:
+        shell.display_pub.publish = publish
+
+
+def test_progress_is_said_only_where_it_takes_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nsmagic import progress
+
+    with progress.Progress() as told:
+        told("unpacking x", 1, 10)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "_AFTER", 0.0)
+    with progress.Progress() as told:
+        for done in (1, 15, 16, 40, 100, 100):
+            told("unpacking x", done, 100)
+    assert capsys.readouterr().err == "nsmagic: unpacking x … 10 % 40 % 100 % done\n"
+
+    def interrupted() -> None:
+        with progress.Progress() as told:
+            told("waiting", 0, 0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert capsys.readouterr().err == "nsmagic: waiting … stopped\n"

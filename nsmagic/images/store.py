@@ -33,6 +33,7 @@ from nsmagic.errors import HostError
 from nsmagic.images.streams import Hashed
 from nsmagic.images.tar import ArchiveError, TarReader
 from nsmagic.images.unpack import Unpacker, new_folder
+from nsmagic.plan import layers_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -235,7 +236,9 @@ class Store:
             try:
                 with new_folder(new, layers) as around:
                     with new_folder(_TREE, around) as tree:
-                        done = Unpacker(tree, budget, layer=layer).unpack(TarReader(hashed))
+                        done = Unpacker(tree, budget, layer=layer, owner=layers_owner()).unpack(
+                            TarReader(hashed)
+                        )
                     hashed.drain()
                     check_digest(hashed, expected)
                     finish()

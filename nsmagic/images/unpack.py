@@ -103,15 +103,18 @@ class Unpacker:
         folder: a descriptor of a new folder that is nobody else's; the caller's to close.
         budget: what may be written.
         layer: whether names are those of an image's layer, where ``.wh.`` hides what lies below.
+        owner: the uid and gid that all of it is to belong to; None for the caller's.
     """
 
-    def __init__(self, folder: int, budget: Budget, *, layer: bool) -> None:
+    def __init__(self, folder: int, budget: Budget, *, layer: bool, owner: int | None = None) -> None:
         self.done = Unpacked()
+        self._owner = owner
         self._budget = budget
         self._layer = layer
         self._names: list[bytes] = []  # of the folders that are open
         self._folders = [folder]
         self._disk = Disk(folder)
+        self._give(folder)
 
     def unpack(self, archive: TarReader) -> Unpacked:
         """Write all members.
@@ -195,6 +198,8 @@ class Unpacker:
                 if not member.target:
                     raise ArchiveError("a link to nowhere")
                 os.symlink(member.target, name, dir_fd=here)
+                if self._owner is not None:
+                    os.chown(name, self._owner, self._owner, dir_fd=here, follow_symlinks=False)
             else:
                 self._put_file(here, name, member, archive)
 
@@ -217,6 +222,7 @@ class Unpacker:
         os.mkdir(name, 0o700, dir_fd=here)
         folder = _open_folder(name, here)
         try:
+            self._give(folder)
             os.fchmod(folder, 0o755)
             if whiteout is not None:
                 self._make_opaque(folder)
@@ -236,6 +242,7 @@ class Unpacker:
                 else:
                     _write(file, piece)
             os.ftruncate(file, member.size)
+            self._give(file)
             os.fchmod(file, self._mode(member) & 0o777 | 0o600)
             time = int(member.mtime * 1e9)
             os.utime(file, ns=(time, time))
@@ -258,6 +265,10 @@ class Unpacker:
             raise ArchiveError("a hard link to a file that its own name has replaced") from None
         finally:
             os.close(folder)
+
+    def _give(self, descriptor: int) -> None:
+        if self._owner is not None:
+            os.fchown(descriptor, self._owner, self._owner)
 
     def _mode(self, member: Member) -> int:
         if member.mode & (stat.S_ISUID | stat.S_ISGID) and member.kind == "file":
@@ -292,6 +303,8 @@ class Unpacker:
         status = lstat_bytes(name, here)
         if status is None:
             make_whiteout(here, name)
+            if self._owner is not None:
+                os.chown(name, self._owner, self._owner, dir_fd=here, follow_symlinks=False)
         elif stat.S_ISDIR(status.st_mode):
             # The layer has a folder of that name too: it hides the one below.
             folder = _open_folder(name, here)
