@@ -603,3 +603,27 @@ def test_progress_is_said_only_where_it_takes_time(
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert capsys.readouterr().err == "nsmagic: waiting … stopped\n"
+
+
+def test_a_whole_notebook_in_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits_lack: str
+) -> None:
+    if limits_lack:
+        pytest.skip(limits_lack)
+    from jupyter_client.manager import start_new_kernel
+
+    image = saved(tmp_path / "tiny.tar", three())
+    nsm("kernel", "install", "--image", image, "--name", "in-an-image", "--prefix", tmp_path)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
+    manager, client = start_new_kernel(kernel_name="in-an-image", startup_timeout=60)
+    printed: list[str] = []
+    try:
+        client.execute_interactive(
+            "import colorsys\nprint(open('/etc/kept').read())\n!cat /etc/motd",
+            output_hook=lambda message: printed.append(message["content"].get("text", "")),
+            timeout=60,
+        )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert "".join(printed).split() == ["middle", "upper"]
