@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from nsmagic.job import Ending, Sink
     from nsmagic.outcome import Verdict
     from nsmagic.plan import Doors, Plan, Reach
-    from nsmagic.spec import ContainerSpec, JobSpec
+    from nsmagic.spec import ContainerSpec, Image, JobSpec
 
 _numbers = itertools.count(1)
 _END_SECONDS: Final = 1.0
@@ -784,7 +784,7 @@ class Container:
     def _environment(self, job: JobSpec) -> dict[str, str]:
         identity = self._plan.identity
         folder = os.path.dirname(sys.executable)  # noqa: PTH120 - as text
-        image = self.spec.image
+        image = self._image()
         environment = {
             "PATH": _IMAGE_PATH if image else f"{folder}:{_PATH}",
             "HOME": self.home(),
@@ -801,6 +801,12 @@ class Container:
         if job.kind in {"cell", "kernel"}:
             environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         return {**environment, **dict(job.env)}
+
+    def _image(self) -> Image | None:
+        """Whose root file system its payload sees."""
+        if self._joined is not None and "mount" in self.spec.joined:
+            return self._joined.spec.image
+        return self.spec.image
 
     def home(self) -> str:
         """The payload's home folder."""
@@ -935,7 +941,7 @@ class Container:
             user=plan.identity.uid,
             host_user=plan.identity.host_uid,
             workdir=plan.root.workdir,
-            image=self.spec.image.name if self.spec.image else "",
+            image=image.name if (image := self._image()) else "",
             system_calls="deny-list" if plan.view is None else "deny-list, longer for want of namespaces",
             notes=tuple(notes),
         )

@@ -358,7 +358,7 @@ def build_root(
         return root
 
     # Own folders come first, binds below them after: a working directory in /tmp would else be hidden.
-    entries = _of_image(spec.image, spec, identity, hostname) if spec.image else _of_host(spec, identity, hostname)
+    entries = _of_image(spec, identity, hostname) if spec.image else _of_host(spec, identity, hostname)
     workdir = _workdir(spec, identity, root)
     if spec.image:
         workdir += _image_workdir(spec.image, root)
@@ -400,24 +400,22 @@ def _of_host(spec: ContainerSpec, identity: Identity, joined: str) -> list[Entry
     ]
 
 
-def _of_image(image: Image, spec: ContainerSpec, identity: Identity, joined: str) -> list[Entry]:
+def _of_image(spec: ContainerSpec, identity: Identity, joined: str) -> list[Entry]:
     """An image's programs; of the host only its names, and what a kernel gives to every container.
 
     Folders of its own hide the image's /tmp and /dev: what lies there was made on another machine.
     """
-    root_home = identity.uid == 0
+    layers = spec.image.layers if spec.image else ()
+    named = _names(spec, joined)
     return [
-        *(
-            Entry(kinds.LAYER, b"/", os.fsencode(layer), owner=_owner(layer, identity))
-            for layer in image.layers
-        ),
+        *(Entry(kinds.LAYER, b"/", os.fsencode(layer), owner=_owner(layer, identity)) for layer in layers),
         _private("/tmp", 0o1777),  # noqa: S108 - the container's own
         _private("/dev", 0o755),
         _private("/dev/shm", 0o1777),  # noqa: S108 - likewise
-        Entry(kinds.DIRECTORY, b"/root") if root_home else _private(identity.home, 0o700),
+        Entry(kinds.DIRECTORY, b"/root") if identity.uid == 0 else _private(identity.home, 0o700),
         *([_private(spec.sockets, 0o700)] if spec.sockets else []),
         *_kernel(spec),
-        *(msgspec.structs.replace(entry, flags=entry.flags | kinds.REPLACE) for entry in _names(spec, joined)),
+        *(msgspec.structs.replace(entry, flags=entry.flags | kinds.REPLACE) for entry in named),
     ]
 
 

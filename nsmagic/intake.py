@@ -162,7 +162,7 @@ def job_spec(given: Mapping[str, Any], **rest: Any) -> JobSpec:
 
 
 def fit(container: ContainerSpec, job: JobSpec) -> ContainerSpec:
-    """A spec made for one job: an image is shown as it is, unless the job is Python of the owner's.
+    """A spec made for a job: an image is shown as it is, unless it may be the owner's Python that runs in it.
 
     Raises:
         SpecError: the job cannot run in it.
@@ -171,7 +171,7 @@ def fit(container: ContainerSpec, job: JobSpec) -> ContainerSpec:
         return container
     if job.fresh_exec and job.kind != "program":
         raise SpecError("--fresh-exec", "starts this Python anew, and an image has programs of its own")
-    return replace(container, python=job.kind != "program")
+    return replace(container, python=job.kind != "program" or bool(container.name))
 
 
 def command_of(container: ContainerSpec) -> tuple[str, ...]:
