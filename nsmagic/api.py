@@ -109,14 +109,16 @@ def run(
     """Run Python code, or a program, in a fresh container, and wait for its end.  Any thread may call it.
 
     Args:
-        code_or_argv: Python code, run as a notebook cell is; or a program and its arguments.
+        code_or_argv: Python code, run as a notebook cell is; or a program and its arguments; an empty list
+            runs what an image runs by itself.
         input: its standard input; text goes in as UTF-8.
         variables: values to put into the code's namespace, by name.
         outputs: names of variables to take out, into ``Result.values``.
         given: options.  Of the container: ``mem`` (bytes, or such as ``"128M"``), ``swap``, ``cpus``,
             ``pids``, ``disk``, ``net`` (``none``, ``host``), ``ns`` (``all``, ``all-net``, ``uts,pid``),
-            ``bind`` (``SRC[:DST][:ro|rw|cow]``, one or several), ``workdir``, ``hostname``, ``user``
-            (``root`` or a uid), ``best_effort``.  Of its life: ``name`` (it is kept under that name until
+            ``bind`` (``SRC[:DST][:ro|rw|cow]``, one or several), ``workdir``, ``rootfs`` (a folder or a tar),
+            ``image`` (a file of ``docker save``, an OCI layout), ``hostname``, ``user`` (``root`` or a uid),
+            ``best_effort``.  Of its life: ``name`` (it is kept under that name until
             ``Container.find(name).stop()``), ``join`` (a name, to run in that container, or
             ``NAME:net,uts``, to share those namespaces of it).  Of the job: ``timeout`` (seconds, or such as
             ``"2m"``), ``output_limit`` (bytes, or such as ``"10M:drop"``), ``env``, ``fresh_exec``, ``rich``
@@ -133,6 +135,9 @@ def run(
         ValueTransferError: a variable cannot go in or come out.
     """
     of_container, of_job = intake.split(given)
+    if not isinstance(code_or_argv, str) and not code_or_argv:
+        code_or_argv = intake.command_of(intake.container_from(of_container))
     job = intake.job_from(code_or_argv, outputs, of_job, variables=bool(variables))
     stdin = input.encode() if isinstance(input, str) else input
-    return run_job(intake.container_from(of_container), job, stdin=stdin, variables=variables)
+    container = intake.fit(intake.container_from(of_container), job)
+    return run_job(container, job, stdin=stdin, variables=variables)

@@ -2,15 +2,12 @@
 
 A copy-on-write folder is an overlayfs mount; what the container wrote lies in the overlay's upper
 folder, on a tmpfs that the host holds by a descriptor. This module reads such upper folders and compares
-them with the host folders below. Everything in them is hostile and may change while it is read: so there
-is no path string that the kernel would resolve through a link, no recursion, nothing but regular files
-and folders is ever opened, and entries, depth, text and compared bytes are bounded.
+them with the host folders below, be it one or the layers of an image. Everything in them is hostile and may
+change while it is read: so it is walked as ``descent`` does it, and entries, depth, text and compared bytes
+are bounded.
 
 It must not know how containers are built or mounted; it gets descriptors. Taking files out is the room
-next door, ``extraction``, which walks with the same :class:`Descent`.
-
-See the kernel's ``Documentation/filesystems/overlayfs.rst`` for whiteouts and opaque folders, open(2) for
-``O_PATH``, proc_pid_fd(5) for opening a descriptor anew.
+next door, ``extraction``.
 """
 
 from __future__ import annotations
@@ -19,34 +16,25 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from nsmagic.below import Below
+from nsmagic.descent import Descent, is_opaque, is_whiteout, lstat, open_regular, self_fd, shown, traverse
 
-    from typing_extensions import Self
+if TYPE_CHECKING:
+    from nsmagic.below import Found
 
 Kind = Literal["added", "modified", "deleted"]
 Type = Literal["file", "directory", "symlink", "other"]
 
-# 0 where the system has no such flag: importing works everywhere, using it does not.
-_PATH_ONLY: int = getattr(os, "O_PATH", 0)
-_FOLDER: int = getattr(os, "O_DIRECTORY", 0)
-_NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT: int = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-
-_ANCHOR = 16  # levels between descriptors that stay open during a descent
-_READ_AND_SEARCH = 0o500
 _COMPARE_FILE = 64 << 20  # bytes; an equal-sized file above this counts as modified, unread
 _COMPARE_TOTAL = 256 << 20  # bytes for one list
 _COMPARE_CHUNK = 1 << 18
 _MAX_TEXT = 32 << 20  # characters in all paths of one list: 512 levels of 255 bytes are 130 kB a path
 _MAX_NOTES = 100
-_MAX_SHOWN = 160
 
 
 @dataclass(frozen=True)
@@ -72,14 +60,20 @@ class Layer:
 
     Attributes:
         target: where it is mounted in the container, absolute.
-        lower: the host folder below it, or None for a private folder where everything is added.
+        lower: the host folder below it, or several, the topmost first; None for a private folder where
+            everything is added.
         upper_fd: a descriptor of the folder that holds what was written (``O_PATH`` will do).
             It stays the caller's: it is neither moved nor closed.
     """
 
     target: str
-    lower: str | None
+    lower: str | tuple[str, ...] | None
     upper_fd: int
+
+    @property
+    def lowers(self) -> tuple[str, ...]:
+        """The host folders below it; none for a private one."""
+        return (self.lower,) if isinstance(self.lower, str) else self.lower or ()
 
 
 class ChangeList(Sequence[Change]):
@@ -113,227 +107,6 @@ class ChangeList(Sequence[Change]):
         """Say how many there are and whether some are missing."""
         rest = f", truncated={self.truncated!r}" if self.truncated else ""
         return f"<ChangeList: {len(self)} changes{rest}>"
-
-
-def shown(path: str) -> str:
-    """Return a hostile name as one short printable line, for messages."""
-    if len(path) > _MAX_SHOWN:
-        path = path[: _MAX_SHOWN // 2] + "…" + path[-_MAX_SHOWN // 2 :]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
-
-
-def self_fd(fd: int) -> str:
-    """Return the path that opens anew what `fd` refers to, whatever its name is by now."""
-    return f"/proc/self/fd/{fd}"
-
-
-@dataclass
-class _Level:
-    name: str
-    fd: int  # -1: closed to save descriptors, can be opened again
-    device: int
-    inode: int
-    mode: int | None  # the mode to put back, where it was widened
-
-
-class Descent:
-    """A way down a hostile folder tree, one descriptor after the other.
-
-    Goes down by single names without following links and up by its own memory, never by ``..``: a folder
-    that the container moves meanwhile cannot lead the walk elsewhere. Stays on one mount. Holds one
-    descriptor for every 16 levels and the last 16, so that depth does not exhaust them.
-
-    Args:
-        root: where it starts; a trusted path (a final link is followed), often ``/proc/self/fd/N``.
-        widen: give a folder that its owner may not read or search ``u+rx`` until it is left. Only what
-            an ordinary user owns is ever affected: root needs no permission.
-        read: open folders for listing; False where looking up names is enough.
-
-    Raises:
-        OSError: from every method, as the kernel answers; ``EXDEV`` for a mount point, ``ESTALE`` where the
-            container moved a folder away.
-    """
-
-    def __init__(self, root: str, *, widen: bool = False, read: bool = True) -> None:
-        self._widen = widen
-        self._flags = _FOLDER | _NO_WAIT | (os.O_RDONLY if read else _PATH_ONLY)
-        fd, mode = self._open(root, None, 0)
-        status = os.fstat(fd)
-        self.device = status.st_dev
-        self._levels = [_Level("", fd, status.st_dev, status.st_ino, mode)]
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave every folder, putting modes back."""
-        while self._levels:
-            self.leave()
-
-    @property
-    def depth(self) -> int:
-        """How many levels below the root it stands."""
-        return len(self._levels) - 1
-
-    @property
-    def widened(self) -> int | None:
-        """The mode that the folder it stands in had before it was widened, or None."""
-        return self._levels[-1].mode
-
-    @property
-    def fd(self) -> int:
-        """A descriptor of the folder it stands in; listable until a folder below has been entered."""
-        return self._reach(len(self._levels) - 1)
-
-    def enter(self, name: str) -> None:
-        """Go down into the folder `name`."""
-        if name in {"", ".", ".."} or "/" in name:
-            raise OSError(errno.EINVAL, "not a plain name", name)
-        fd, mode = self._open(name, self.fd, _NO_LINK)
-        status = os.fstat(fd)
-        self._levels.append(_Level(name, fd, status.st_dev, status.st_ino, mode))
-        # A differing device alone may be a btrfs subvolume, which an overlay does show.
-        if status.st_dev != self.device and _mount_id(fd) != _mount_id(self._levels[0].fd):
-            self.leave()
-            raise OSError(errno.EXDEV, "another file system is mounted there", name)
-        old = len(self._levels) - 1 - _ANCHOR
-        if old % _ANCHOR and old > 0:
-            self._shut(self._levels[old])
-
-    def leave(self) -> None:
-        """Go back up."""
-        level = self._levels[-1]
-        if level.mode is not None:
-            with contextlib.suppress(OSError):
-                fd = self.fd
-                # Not if the container set another mode meanwhile.
-                if stat.S_IMODE(os.fstat(fd).st_mode) == level.mode | _READ_AND_SEARCH:
-                    Path(self_fd(fd)).chmod(level.mode)
-        self._levels.pop()
-        self._shut(level)
-
-    def _open(self, name: str, parent: int | None, no_link: int) -> tuple[int, int | None]:
-        try:
-            fd = os.open(name, self._flags | no_link, dir_fd=parent)
-            try:
-                os.stat(".", dir_fd=fd)  # asks for the right to search
-            except OSError:
-                os.close(fd)
-                raise
-        except PermissionError:
-            if not self._widen:
-                raise
-        else:
-            return fd, None
-        # O_PATH needs no permission on the folder itself, and O_DIRECTORY proves what it is.
-        handle = os.open(name, _PATH_ONLY | _FOLDER | no_link, dir_fd=parent)
-        try:
-            mode = stat.S_IMODE(os.fstat(handle).st_mode)
-            Path(self_fd(handle)).chmod(mode | _READ_AND_SEARCH)
-            return os.open(self_fd(handle), self._flags), mode
-        finally:
-            os.close(handle)
-
-    def _reach(self, index: int) -> int:
-        level = self._levels[index]
-        if level.fd >= 0:
-            return level.fd
-        start = max(i for i in range(index) if self._levels[i].fd >= 0)
-        fd = os.dup(self._levels[start].fd)
-        for below in self._levels[start + 1 : index + 1]:
-            try:
-                deeper = os.open(below.name, _PATH_ONLY | _FOLDER | _NO_LINK, dir_fd=fd)
-            finally:
-                os.close(fd)
-            fd = deeper
-        status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != (level.device, level.inode):
-            os.close(fd)
-            raise OSError(errno.ESTALE, "the folder was moved while it was read", level.name)
-        level.fd = fd
-        return fd
-
-    @staticmethod
-    def _shut(level: _Level) -> None:
-        if level.fd >= 0:
-            os.close(level.fd)
-            level.fd = -1
-
-
-def _mount_id(fd: int) -> str:
-    with Path(f"/proc/self/fdinfo/{fd}").open(encoding="ascii") as info:
-        return next((line for line in info if line.startswith("mnt_id:")), "")
-
-
-def traverse(first: list[str], enter: Callable[[str], list[str] | None], leave: Callable[[], None]) -> None:
-    """Visit a tree without recursion.
-
-    Args:
-        first: the folders in the root.
-        enter: goes into a folder and returns the folders in it, or None if it stayed outside.
-        leave: goes back up; called once for every folder entered.
-    """
-    stack = [first]
-    while stack:
-        if stack[-1]:
-            names = enter(stack[-1].pop())
-            if names is not None:
-                stack.append(names)
-        else:
-            stack.pop()
-            if stack:
-                leave()
-
-
-def lstat(name: str, dir_fd: int) -> os.stat_result | None:
-    """Return what `name` is, without following a link; None if it is not there or not to be seen."""
-    try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except OSError:
-        return None
-
-
-def open_regular(name: str, dir_fd: int) -> int:
-    """Open a regular file for reading; never a link, never waiting.
-
-    It is looked at before it is opened: opening a FIFO wakes its writer, opening a device may do anything.
-
-    Raises:
-        OSError: ``EINVAL`` if it is not a regular file, ``EAGAIN`` while the container holds a lease on it
-            (fcntl(2), F_SETLEASE: a plain open would wait for 45 seconds), or as open(2) says.
-    """
-    handle = os.open(name, _PATH_ONLY | _NO_LINK, dir_fd=dir_fd)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", name)
-        return os.open(self_fd(handle), os.O_RDONLY | _NO_WAIT)
-    finally:
-        os.close(handle)
-
-
-def is_whiteout(status: os.stat_result, name: str, dir_fd: int) -> bool:
-    """Tell whether an entry of an overlay's upper folder stands for a deletion."""
-    if stat.S_ISCHR(status.st_mode):
-        return status.st_rdev == 0
-    if stat.S_ISREG(status.st_mode) and status.st_size == 0:  # the other form, Linux 6.7
-        return _overlay_mark(f"{self_fd(dir_fd)}/{name}", "whiteout") is not None
-    return False
-
-
-def is_opaque(fd: int) -> bool:
-    """Tell whether a folder of an overlay's upper folder hides the one below it."""
-    return _overlay_mark(self_fd(fd) + "/.", "opaque") == b"y"
-
-
-def _overlay_mark(path: str, mark: str) -> bytes | None:
-    # The container cannot forge it: the overlay hides its own names or escapes them (Linux 6.7).
-    try:
-        return os.getxattr(path, f"user.overlay.{mark}", follow_symlinks=False)
-    except OSError:
-        return None
 
 
 class _BoundError(Exception):
@@ -397,7 +170,7 @@ class _LayerWalk:
         self._mounts = mounts
         self._paths = [layer.target.rstrip("/")]  # of the folders entered
         self._opaque = [False]
-        self._lower: Descent | None = None
+        self._lower: Below | None = None
 
     def run(self, max_depth: int) -> None:
         self._max_depth = max_depth
@@ -415,9 +188,9 @@ class _LayerWalk:
                 return  # mostly nothing was written: that costs one listing
             if self._layer.lower is not None:
                 try:
-                    self._lower = open_folders.enter_context(Descent(self._layer.lower, read=False))
+                    self._lower = open_folders.enter_context(Below(self._layer.lowers))
                 except OSError as error:
-                    self._survey.miss(f"{shown(self._layer.lower)} cannot be read: {error.strerror}")
+                    self._survey.miss(f"{shown(self._layer.lowers[0])} cannot be read: {error.strerror}")
             traverse(self._judge_all(chain([first], entries)), self._enter, self._leave)
 
     def _enter(self, name: str) -> list[str] | None:
@@ -452,7 +225,7 @@ class _LayerWalk:
         self._opaque.pop()
 
     @property
-    def _below(self) -> Descent | None:
+    def _below(self) -> Below | None:
         """The lower folder at the same path, where there is one."""
         return self._lower if self._lower is not None and self._lower.depth == len(self._paths) - 1 else None
 
@@ -487,42 +260,39 @@ class _LayerWalk:
             folders = []
         below = self._below
         if self._opaque[-1] and below is not None:
-            fd = os.open(".", os.O_RDONLY | _FOLDER, dir_fd=below.fd)
-            try:
-                for name, status in self._survey.entries(fd):
-                    path = f"{self._paths[-1]}/{name}"
-                    if name not in seen and path not in self._skip:
-                        self._survey.add("deleted", path, status)
-            finally:
-                os.close(fd)
+            for name, status in below.entries(self._survey.entries):
+                path = f"{self._paths[-1]}/{name}"
+                if name not in seen and path not in self._skip:
+                    self._survey.add("deleted", path, status)
         return folders
 
     def _judge(self, name: str, path: str, status: os.stat_result) -> None:
         fd = self._upper.fd
         below = self._below
-        old = None if below is None else lstat(name, below.fd)
+        old = None if below is None else below.look(name)
         if self._layer.lower is not None and is_whiteout(status, name, fd):
             if old is not None:
-                self._survey.add("deleted", path, old)
-        elif old is None or below is None:
+                self._survey.add("deleted", path, old.status)
+        elif old is None:
             self._survey.add("added", path, status)
-        elif not self._same(name, status, old, below):
+        elif not self._same(name, status, old):
             self._survey.add("modified", path, status)
 
-    def _same(self, name: str, new: os.stat_result, old: os.stat_result, below: Descent) -> bool:
+    def _same(self, name: str, new: os.stat_result, found: Found) -> bool:
         """Tell a copy-up that changed nothing (opened for writing, touched) from a change."""
-        if stat.S_ISDIR(new.st_mode) and stat.S_ISDIR(old.st_mode) and old.st_dev != below.device:
+        old = found.status
+        if stat.S_ISDIR(new.st_mode) and stat.S_ISDIR(old.st_mode) and old.st_dev != found.device:
             return True  # a host mount's root: the overlay shows the folder under it, which we cannot see
         if new.st_mode != old.st_mode:
             return False
         try:
             if stat.S_ISLNK(new.st_mode):
-                return os.readlink(name, dir_fd=self._upper.fd) == os.readlink(name, dir_fd=below.fd)
+                return os.readlink(name, dir_fd=self._upper.fd) == os.readlink(name, dir_fd=found.fd)
             if stat.S_ISREG(new.st_mode):
                 return (
                     new.st_size == old.st_size
                     and self._survey.may_compare(new.st_size)
-                    and _same_content(name, self._upper.fd, below.fd, new.st_size)
+                    and _same_content(name, self._upper.fd, found.fd, new.st_size)
                 )
         except OSError:
             return False  # cannot tell: better one line too many
@@ -530,7 +300,10 @@ class _LayerWalk:
 
 
 def _same_content(name: str, fd: int, below_fd: int, size: int) -> bool:
-    with open(open_regular(name, fd), "rb", 0) as new, open(open_regular(name, below_fd), "rb", 0) as old:
+    with (
+        os.fdopen(open_regular(name, fd), "rb", 0) as new,
+        os.fdopen(open_regular(name, below_fd), "rb", 0) as old,
+    ):
         while size > 0:  # a file that grows meanwhile is read no further
             chunk = new.read(min(size, _COMPARE_CHUNK))
             if not chunk or chunk != old.read(len(chunk)):
@@ -540,7 +313,12 @@ def _same_content(name: str, fd: int, below_fd: int, size: int) -> bool:
 
 
 def list_changes(
-    layers: Sequence[Layer], *, ignore: Collection[str] = (), max_entries: int = 100_000, max_depth: int = 512
+    layers: Sequence[Layer],
+    *,
+    ignore: Collection[str] = (),
+    passed: Collection[str] = (),
+    max_entries: int = 100_000,
+    max_depth: int = 512,
 ) -> ChangeList:
     """List what a container's copy-on-write folders hold, running or dead.
 
@@ -552,6 +330,7 @@ def list_changes(
     Args:
         layers: the folders; what is mounted within another one's target is left to its own layer.
         ignore: paths in the container to leave out, with everything below them.
+        passed: folders in the container that are no change themselves; what is below them may be.
         max_entries: how many directory entries are looked at, whether changed or not.
         max_depth: how many levels below each target are looked at.
 
@@ -563,8 +342,12 @@ def list_changes(
     """
     survey = _Survey(max_entries)
     targets = {layer.target.rstrip("/") for layer in layers}
-    mounts = {target[:i] for target in targets for i, letter in enumerate(target) if i and letter == "/"}
     ignored = {path.rstrip("/") for path in ignore}
+    # Whoever mounted there made the folders on the way, too.
+    mounts = {
+        path[:i] for path in targets | ignored | set(passed) for i, at in enumerate(path) if i and at == "/"
+    }
+    mounts |= {path.rstrip("/") for path in passed}
     for layer in layers:
         skip = ignored | targets - {layer.target.rstrip("/")}
         try:

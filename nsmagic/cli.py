@@ -1,4 +1,4 @@
-"""The command line: ``nsmagic run``, ``nsmagic kernel``, ``nsmagic doctor``, ``nsmagic ps``.
+"""The command line: ``nsmagic run``, ``images``, ``kernel``, ``doctor``, ``ps``.
 
 Exit status of ``run``: the program's own; 124 time limit, 125 nsmagic itself, 126 and 127 as a shell has
 them, 137 out of memory, 128+n killed by signal n.  Wrong options: 2.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import options
 from nsmagic.errors import NsmagicError, SpecError, StartError
+from nsmagic.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,8 @@ nsmagic runs code in containers: fresh namespaces and cgroups, copy-on-write fil
   nsmagic run [options] FILE.py [ARG...]     a Python script
   nsmagic run [options] -c CODE [ARG...]     Python code
   nsmagic run [options] -- PROGRAM ARG...    any program
+  nsmagic run --image FILE [options]         the program that an image runs by itself
+  nsmagic images [NAME | remove NAME]        images that were unpacked, their layers and sizes
   nsmagic kernel install|wrap|list|remove    whole notebooks in a container; see nsmagic kernel --help
   nsmagic doctor [--json]                    what this host can do, and how to mend what it cannot
   nsmagic ps                                 live containers of this user
@@ -156,11 +159,15 @@ def _run(arguments: list[str]) -> int:
     separated = "--" in arguments and arguments[
         len(arguments) - len(words) - 1 : len(arguments) - len(words)
     ] == ["--"]
-    job = intake.job_spec(given, **_job(given, words, separated=separated))
+    own = not words and "code" not in given and given.keys() & {"image", "rootfs"}
+    what = {} if own else _job(given, words, separated=separated)
     report = given.get("report")
     if report is not None:
         _check_report(Path(report).resolve())
-    spec = intake.container_spec(given)
+    with Progress() as progress:
+        spec = intake.container_spec(given, progress)
+    job = intake.job_spec(given, **(what or {"kind": "program", "argv": intake.command_of(spec)}))
+    spec = intake.fit(spec, job)
     if given.get("watch"):
         from nsmagic import watch  # noqa: PLC0415 - most runs watch nothing
 
@@ -255,6 +262,14 @@ def _ps(arguments: list[str]) -> int:
     return 0
 
 
+def _images(arguments: list[str]) -> int:
+    from nsmagic import views  # noqa: PLC0415 - run needs none of it
+    from nsmagic.images import listing  # noqa: PLC0415 - likewise
+
+    sys.stdout.write(views.table_text(listing.command("nsmagic images", arguments)) + "\n")
+    return 0
+
+
 def _kernel(arguments: list[str]) -> int:
     from nsmagic.kernel import commands  # noqa: PLC0415 - run needs none of it
 
@@ -270,7 +285,7 @@ def _end(number: int, frame: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"run": _run, "kernel": _kernel, "doctor": _doctor, "ps": _ps}
+    commands = {"run": _run, "images": _images, "kernel": _kernel, "doctor": _doctor, "ps": _ps}
     if (
         not words
         or words[0] in {"-h", "--help", "help"}

@@ -70,11 +70,12 @@ if TYPE_CHECKING:
     from nsmagic.job import Ending, Sink
     from nsmagic.outcome import Verdict
     from nsmagic.plan import Doors, Plan, Reach
-    from nsmagic.spec import ContainerSpec, JobSpec
+    from nsmagic.spec import ContainerSpec, Image, JobSpec
 
 _numbers = itertools.count(1)
 _END_SECONDS: Final = 1.0
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+_IMAGE_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BUILD_SECONDS: Final = 60.0
 _REFUSALS: Final = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 _OF_NAMESPACES: Final = (errno.ENOSPC, errno.EINVAL)
@@ -621,8 +622,9 @@ class Container:
         return self._written(None if scratch is None else os.dup(scratch))
 
     def _written(self, scratch: int | None) -> Written:
-        folders = [(folder.target, folder.scratch, folder.lower) for folder in self._plan.root.writable]
-        return Written(scratch, folders, self._plan.root.places)
+        root = self._plan.root
+        folders = [(folder.target, folder.scratch, folder.lower) for folder in root.writable]
+        return Written(scratch, folders, root.places, root.made, root.workdir if self.spec.image else "")
 
     def usable(self) -> bool:
         """Whether an unused container is still good: built or being built, its launcher alive."""
@@ -787,8 +789,9 @@ class Container:
     def _environment(self, job: JobSpec) -> dict[str, str]:
         identity = self._plan.identity
         folder = os.path.dirname(sys.executable)  # noqa: PTH120 - as text
+        image = self._image()
         environment = {
-            "PATH": f"{folder}:{_PATH}",
+            "PATH": _IMAGE_PATH if image else f"{folder}:{_PATH}",
             "HOME": self.home(),
             "USER": identity.name,
             "LOGNAME": identity.name,
@@ -796,12 +799,19 @@ class Container:
             **{name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ},
             "TERM": "dumb",
             "PWD": self._plan.root.workdir,
+            **dict(image.env if image else ()),
         }
         if self._plan.view is not None:
             environment["TMPDIR"] = self._plan.view.private
         if job.kind in {"cell", "kernel"}:
             environment["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         return {**environment, **dict(job.env)}
+
+    def _image(self) -> Image | None:
+        """Whose root file system its payload sees."""
+        if self._joined is not None and "mount" in self.spec.joined:
+            return self._joined.spec.image
+        return self.spec.image
 
     def home(self) -> str:
         """The payload's home folder."""
@@ -936,6 +946,7 @@ class Container:
             user=plan.identity.uid,
             host_user=plan.identity.host_uid,
             workdir=plan.root.workdir,
+            image=image.name if (image := self._image()) else "",
             system_calls="deny-list" if plan.view is None else "deny-list, longer for want of namespaces",
             notes=tuple(notes),
         )

@@ -2,7 +2,7 @@
 
 What a container wrote is copied to a host path: regular files and folders only, owned by the caller, with
 plain modes, complete or not at all. What is read is hostile and may change meanwhile; it is reached through
-:class:`nsmagic.changes.Descent`, never by a path that the kernel would resolve through a link. What is
+:class:`nsmagic.descent.Descent`, never by a path that the kernel would resolve through a link. What is
 written to is the caller's: the destination's folder is resolved as usual, the destination itself never
 followed.
 
@@ -21,13 +21,14 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nsmagic.changes import (
+from nsmagic.below import Below
+from nsmagic.descent import (
     Descent,
-    Layer,
     is_opaque,
     is_whiteout,
     lstat,
     open_regular,
+    remove_tree,
     self_fd,
     shown,
     traverse,
@@ -36,6 +37,8 @@ from nsmagic.errors import ExtractionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from nsmagic.changes import Layer
 
 _CHUNK = 1 << 20  # bytes
 _PAGE = 4096  # bytes
@@ -219,14 +222,14 @@ def _reach(layer: Layer, parts: Sequence[str]) -> Iterator[tuple[Descent, os.sta
             below = None
             if layer.lower is not None:
                 with contextlib.suppress(OSError):
-                    below = stack.enter_context(Descent(layer.lower, read=False))
+                    below = stack.enter_context(Below(layer.lowers))
             status = _go_down(layer, parts, source, below)
         except OSError as error:
             raise ExtractionError(f"{shown(path)} cannot be reached: {error.strerror}") from error
         yield source, status
 
 
-def _go_down(layer: Layer, parts: Sequence[str], source: Descent, below: Descent | None) -> os.stat_result:
+def _go_down(layer: Layer, parts: Sequence[str], source: Descent, below: Below | None) -> os.stat_result:
     path = layer.target.rstrip("/")
     hidden = False
     status = os.fstat(source.fd)
@@ -253,33 +256,34 @@ def _go_down(layer: Layer, parts: Sequence[str], source: Descent, below: Descent
 
 
 def _absent(
-    layer: Layer, parts: Sequence[str], index: int, below: Descent | None, *, deleted: bool
+    layer: Layer, parts: Sequence[str], index: int, below: Below | None, *, deleted: bool
 ) -> ExtractionError:
     """Say why the layer holds nothing at `parts`, of which it has the first `index`."""
     top = layer.target.rstrip("/")
     here = shown("/".join((top, *parts[: index + 1])))
     whole = shown("/".join((top, *parts)))
-    old = None if below is None else lstat(parts[index], below.fd)
+    old = None if below is None else below.look(parts[index])
     if below is None or old is None:
         return ExtractionError(f"{here} is not there")
     if deleted:
         return ExtractionError(f"{here} was deleted by the container")
     if _is_there(below, parts[index:]):
-        still = shown("/".join((layer.lower or "", *parts)))
-        return ExtractionError(f"{whole} was not changed by the container; it is still at {still}")
-    if stat.S_ISLNK(old.st_mode):
+        one = layer.lowers[0] if len(layer.lowers) == 1 else ""
+        still = f"still at {shown('/'.join((one, *parts)))}" if one else "as it is in the image"
+        return ExtractionError(f"{whole} was not changed by the container; it is {still}")
+    if stat.S_ISLNK(old.status.st_mode):
         return ExtractionError(f"{here} is a link; only files and folders are taken out")
     return ExtractionError(f"{whole} is not there")
 
 
-def _is_there(below: Descent, names: Sequence[str]) -> bool:
-    """Tell whether a path exists in the lower folder, without following links."""
+def _is_there(below: Below, names: Sequence[str]) -> bool:
+    """Tell whether a path exists in what lies below, without following links."""
     try:
         for name in names[:-1]:
             below.enter(name)
     except OSError:
         return False
-    return lstat(names[-1], below.fd) is not None
+    return below.look(names[-1]) is not None
 
 
 def _unfit(status: os.stat_result, device: int) -> str | None:
@@ -446,27 +450,5 @@ def _save_folder(
             _FolderCopy(layer, source, target, saving, path).run()
         destination.publish(stage, file=False)
     except BaseException:
-        _remove(destination.folder, stage)
+        remove_tree(destination.folder, stage)
         raise
-
-
-def _remove(shelf: int, stage: str) -> None:
-    """Remove a staged folder, however deep; what cannot be removed stays."""
-    with contextlib.suppress(OSError), Descent(self_fd(shelf)) as descent:
-        names: list[str] = []
-
-        def enter(name: str) -> list[str]:
-            descent.enter(name)
-            names.append(name)
-            with os.scandir(descent.fd) as entries:
-                found = list(entries)
-            for entry in found:
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.name, dir_fd=descent.fd)
-            return [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
-
-        def leave() -> None:
-            descent.leave()
-            os.rmdir(names.pop(), dir_fd=descent.fd)
-
-        traverse([stage], enter, leave)

@@ -11,10 +11,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import sysconfig
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from nsmagic.errors import SpecError
 from nsmagic.launcher.frames import Entry
@@ -22,7 +25,9 @@ from nsmagic.native import kinds
 from nsmagic.spec import Bind
 
 if TYPE_CHECKING:
-    from nsmagic.spec import ContainerSpec
+    from collections.abc import Iterable
+
+    from nsmagic.spec import ContainerSpec, Image
 
 _PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC: Final = (
@@ -77,12 +82,12 @@ class WritableFolder:
     Attributes:
         target: its place in the container.
         scratch: its place in the scratch, relative.
-        lower: the host's folder below a copy-on-write one, or None.
+        lower: the host's folder below a copy-on-write one, an image's layers below the root, or None.
     """
 
     target: str
     scratch: str
-    lower: str | None
+    lower: str | tuple[str, ...] | None
 
 
 @dataclass
@@ -96,6 +101,7 @@ class Root:
         disk_inodes: files that may be made.
         sockets: the place in the scratch of the folder where the payload listens; empty for none.
         places: where something is mounted or was made: none of that is the job's doing.
+        made: folders of an image that were made if they were not there; what lies in them may be the job's.
         notes: what a user should know about it.
     """
 
@@ -103,6 +109,7 @@ class Root:
     writable: list[WritableFolder] = field(default_factory=list)
     sockets: str = ""
     places: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
     workdir: str = "/"
     disk_inodes: int = _MAX_INODES
     notes: list[str] = field(default_factory=list)
@@ -153,6 +160,11 @@ def shows_home(folder: str) -> bool:
     return folder in {"/", home} or home.startswith(folder.rstrip("/") + "/")
 
 
+def is_programs(folder: str) -> bool:
+    """Whether a folder is, or lies in, one that programs and their settings are in."""
+    return any(folder == other or folder.startswith(f"{other}/") for other in (*_PROGRAMS, "/etc"))
+
+
 @cache
 def interpreter_folders(paths: tuple[str, ...]) -> tuple[str, ...]:
     """The folders that Python and its packages lie in, without those that lie in others of them or in /usr.
@@ -169,6 +181,29 @@ def interpreter_folders(paths: tuple[str, ...]) -> tuple[str, ...]:
         below_other = any(folder == other or folder.startswith(other + "/") for other in ("/usr", *kept))
         too_much = shows_home(folder) or folder in _OWN_FOLDERS
         if not below_other and not too_much and Path(folder).exists():
+            kept.append(folder)
+    return tuple(kept)
+
+
+@cache
+def library_folders(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders that Python's modules lie in, and nothing beside them, for a root that has other programs.
+
+    Those of ``sys.path``, without those that lie in others of them; the folder of the owner's own script is
+    the owner's own affair.
+    """
+    library = sysconfig.get_paths()
+    named = os.environ.get("PYTHONPATH", "").split(":")
+    wanted = {library["stdlib"], library["platstdlib"], _OURS}
+    wanted |= {path for path in paths if Path(path).name in _PACKAGE_FOLDERS or path in named}
+    kept: list[str] = []
+    for folder in sorted(wanted | {os.path.realpath(path) for path in wanted}):
+        too_much = shows_home(folder) or folder in _OWN_FOLDERS
+        if (
+            not too_much
+            and Path(folder).exists()
+            and not any(folder.startswith(f"{other}/") for other in kept)
+        ):
             kept.append(folder)
     return tuple(kept)
 
@@ -220,15 +255,22 @@ def host_etc() -> list[Entry]:
 
 def _etc(identity: Identity, spec: ContainerSpec, joined: str) -> list[Entry]:
     entries = list(host_etc())
-    hostname = spec.hostname if "uts" in spec.namespaces else joined or os.uname().nodename
     passwd = f"{identity.name}:x:{identity.uid}:{identity.gid}::{identity.home}:/bin/sh\n"
     passwd += "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n"
     entries += [
         _file("/etc/passwd", passwd),
         _file("/etc/group", f"{identity.name}:x:{identity.gid}:\nnogroup:x:65534:\n"),
+        _file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+    ]
+    return entries + _names(spec, joined)
+
+
+def _names(spec: ContainerSpec, joined: str) -> list[Entry]:
+    """The files of /etc that say what hosts are called."""
+    hostname = spec.hostname if "uts" in spec.namespaces else joined or os.uname().nodename
+    entries = [
         _file("/etc/hostname", hostname + "\n"),
         _file("/etc/hosts", f"127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"),
-        _file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
     ]
     if spec.net == "host" and Path("/etc/resolv.conf").exists():
         entries.append(_bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf"))
@@ -256,11 +298,16 @@ def _kernel(spec: ContainerSpec) -> list[Entry]:
 
 
 def _owner(path: str, identity: Identity) -> tuple[int, int] | None:
-    """For root: whose files of a bind shall be the payload's."""
+    """For root: whose files of a bind shall be the payload's; None where they are."""
     if not identity.as_root:
         return None
     status = Path(path).stat()
-    return status.st_uid, status.st_gid
+    return None if status.st_uid == identity.host_uid else (status.st_uid, status.st_gid)
+
+
+def owners(folders: Iterable[str]) -> set[int]:
+    """The uids that folders belong to."""
+    return {Path(folder).stat().st_uid for folder in folders}
 
 
 def _user_binds(spec: ContainerSpec, identity: Identity) -> list[Entry]:
@@ -311,22 +358,17 @@ def build_root(
         return root
 
     # Own folders come first, binds below them after: a working directory in /tmp would else be hidden.
-    entries = [
-        *programs(),
-        *_etc(identity, spec, hostname),
-        _private("/tmp", 0o1777),  # noqa: S108 - the container's own
-        _link("/var/tmp", "/tmp"),  # noqa: S108 - likewise
-        Entry(kinds.DIRECTORY, b"/run"),
-        _private("/dev/shm", 0o1777),  # noqa: S108 - likewise
-        _private(identity.home, 0o700),
-        *([_private(spec.sockets, 0o700)] if spec.sockets else []),
-        *_kernel(spec),
-    ]
+    entries = _of_image(spec, identity, hostname) if spec.image else _of_host(spec, identity, hostname)
     workdir = _workdir(spec, identity, root)
+    if spec.image:
+        workdir += _image_workdir(spec.image, root)
     shown = [os.fsdecode(entry.target) for entry in workdir] + [bind.target for bind in spec.binds]
+    python = interpreter_folders(python_path) if not spec.image else ()
+    if spec.image and spec.python:
+        python = library_folders(python_path)
     entries += [
         _bind(os.path.realpath(folder), folder)
-        for folder in interpreter_folders(python_path)
+        for folder in python
         if not any(folder == other or folder.startswith(other + "/") for other in shown)
     ]
     mine = [*workdir, *_user_binds(spec, identity)]
@@ -336,8 +378,54 @@ def build_root(
     for folder in [folder for folder in root.writable if folder.target == spec.sockets]:
         root.sockets = folder.scratch
         root.writable.remove(folder)
-    root.places = [_text(entry.target) for entry in entries]
+    root.places = [_text(entry.target) for entry in entries if entry.kind != kinds.LAYER]
+    if spec.image:
+        root.made = [_text(entry.target) for entry in entries if entry.kind == kinds.DIRECTORY]
+        root.places = [place for place in root.places if place not in root.made]
     return root
+
+
+def _of_host(spec: ContainerSpec, identity: Identity, joined: str) -> list[Entry]:
+    """The host's programs, and folders of its own."""
+    return [
+        *programs(),
+        *_etc(identity, spec, joined),
+        _private("/tmp", 0o1777),  # noqa: S108 - the container's own
+        _link("/var/tmp", "/tmp"),  # noqa: S108 - likewise
+        Entry(kinds.DIRECTORY, b"/run"),
+        _private("/dev/shm", 0o1777),  # noqa: S108 - likewise
+        _private(identity.home, 0o700),
+        *([_private(spec.sockets, 0o700)] if spec.sockets else []),
+        *_kernel(spec),
+    ]
+
+
+def _of_image(spec: ContainerSpec, identity: Identity, joined: str) -> list[Entry]:
+    """An image's programs; of the host only its names, and what a kernel gives to every container.
+
+    Folders of its own hide the image's /tmp and /dev: what lies there was made on another machine.
+    """
+    layers = spec.image.layers if spec.image else ()
+    named = _names(spec, joined)
+    return [
+        *(Entry(kinds.LAYER, b"/", os.fsencode(layer), owner=_owner(layer, identity)) for layer in layers),
+        _private("/tmp", 0o1777),  # noqa: S108 - the container's own
+        _private("/dev", 0o755),
+        _private("/dev/shm", 0o1777),  # noqa: S108 - likewise
+        Entry(kinds.DIRECTORY, b"/root") if identity.uid == 0 else _private(identity.home, 0o700),
+        *([_private(spec.sockets, 0o700)] if spec.sockets else []),
+        *_kernel(spec),
+        *(msgspec.structs.replace(entry, flags=entry.flags | kinds.REPLACE) for entry in named),
+    ]
+
+
+def _image_workdir(image: Image, root: Root) -> list[Entry]:
+    """Where the image's programs want to start: made, if the image has it not."""
+    root.notes += image.notes
+    if not image.workdir:
+        return []
+    root.workdir = image.workdir
+    return [Entry(kinds.DIRECTORY, os.fsencode(image.workdir))]
 
 
 def _writable(entries: list[Entry], workdir: str) -> list[WritableFolder]:
@@ -349,6 +437,9 @@ def _writable(entries: list[Entry], workdir: str) -> list[WritableFolder]:
         target = _text(entry.target)
         if entry.kind == kinds.COW:
             folders.append(WritableFolder(target, f"cow{number}/upper", os.fsdecode(entry.source)))
-        elif entry.kind == kinds.PRIVATE and target != "/dev/shm":  # noqa: S108 - the container's own
+        elif entry.kind == kinds.PRIVATE and target not in {"/dev", "/dev/shm"}:  # noqa: S108 - its own
             folders.append(WritableFolder(target, f"private{number}", None))
+    layers = tuple(os.fsdecode(entry.source) for entry in entries if entry.kind == kinds.LAYER)
+    if layers:
+        folders.append(WritableFolder("/", "image/upper", layers))
     return sorted(folders, key=lambda folder: folder.target != workdir)

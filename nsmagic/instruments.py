@@ -15,6 +15,7 @@ from IPython.display import display
 from nsmagic import api, both, container, intake, namespaces, options, standbys, views
 from nsmagic.errors import SpecError
 from nsmagic.firewall import StreamCleaner
+from nsmagic.progress import Progress
 
 if TYPE_CHECKING:
     from nsmagic.container import Container
@@ -128,8 +129,10 @@ class InstrumentMagics(Magics):  # type: ignore[misc]
             code = both.shown_last(cell)
         except SyntaxError as error:
             raise SpecError("%%both", f"the cell is not Python: {error}") from None
-        spec = intake.container_spec(given)
+        with Progress() as progress:
+            spec = intake.container_spec(given, progress)
         job = intake.job_spec(given, kind="script", code=code, argv=("-c",))
+        spec = intake.fit(spec, job)
         if not harmless and not self._may_run_outside():
             raise SpecError("%%both", "the cell was not run: it would run on the host, too")
         recorder = _Recorder()

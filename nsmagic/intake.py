@@ -7,6 +7,7 @@ before anything is started.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import filesystem, options
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from typing_extensions import TypedDict
+
+    from nsmagic.images import Progress
+    from nsmagic.spec import Image
 
     class ContainerOptions(TypedDict, total=False):
         """The options of a container, as keyword arguments; see ``options.py`` for what they mean."""
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
         ns: str | Iterable[str] | None
         bind: str | Bind | Iterable[str | Bind] | None
         workdir: str | os.PathLike[str] | None
+        rootfs: str | os.PathLike[str] | None
+        image: str | os.PathLike[str] | None
         hostname: str | None
         user: int | str | None
         best_effort: bool
@@ -53,11 +59,18 @@ MAX_CODE: Final = 32 << 20
 """Bytes of a job's code or standard input text that may go in at once."""
 
 
-def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
+def container_spec(given: Mapping[str, Any], progress: Progress | None = None) -> ContainerSpec:
     """A spec from checked options: paths become absolute, and what they name must be there.
+
+    An image is unpacked here, if that was not done before.
+
+    Args:
+        given: the options.
+        progress: told what takes long; see ``images.prepare``.
 
     Raises:
         SpecError: a path that is not there, or options at odds with each other.
+        HostError: an image cannot be kept here.
     """
     join: Join | None = given.get("join")
     if join is not None and join.kinds is None:
@@ -74,6 +87,13 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
             "--workdir", f"the current folder is gone: {error.strerror}; change to one that is"
         ) from None
     workdir = "" if "mount" in joined else filesystem.resolve_workdir("--workdir", given.get("workdir", base))
+    image, user = None, given.get("user")
+    if "image" in given or "rootfs" in given:
+        from nsmagic import images  # noqa: PLC0415 - most runs need none of it
+
+        image, image_user = images.prepare(given, base, progress)
+        user = image_user if user is None else user
+        image, workdir = _start_of(image, workdir, chosen="workdir" in given)
     binds = tuple(filesystem.resolve_bind("--bind", bind, base) for bind in given.get("bind", ()))
     namespaces = given.get("ns")
     net: Network | None = given.get("net")
@@ -84,12 +104,28 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
         net = "none" if "net" in namespaces | joined else "host"
     plain = {
         name: given[name]
-        for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "user", "best_effort", "name", "join")
+        for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "best_effort", "name", "join")
         if name in given
     }
     if "uts" in namespaces:
         plain.setdefault("hostname", hostname_of(given.get("name", "")))
-    return ContainerSpec(namespaces=namespaces, net=net, binds=binds, workdir=workdir, **plain)
+    return ContainerSpec(
+        namespaces=namespaces, net=net, binds=binds, workdir=workdir, user=user, image=image, **plain
+    )
+
+
+def _start_of(image: Image, workdir: str, *, chosen: bool) -> tuple[Image, str]:
+    """Where a job in an image starts, and which folder of the host is shown there.
+
+    A working directory that was chosen goes before the image's own; the current folder is shown, but a job
+    starts where the image wants to.
+    """
+    if chosen:
+        return replace(image, workdir=""), workdir
+    if filesystem.is_programs(workdir):
+        note = f"the current folder {workdir} would hide the image's own, so it is not shown; -w shows it"
+        return replace(image, notes=(*image.notes, note)), ""
+    return image, workdir
 
 
 def _whole(join: Join, given: Mapping[str, Any]) -> ContainerSpec:
@@ -123,6 +159,32 @@ def job_spec(given: Mapping[str, Any], **rest: Any) -> JobSpec:
     if job.kind == "program" and (not job.argv or not job.argv[0] or any("\0" in word for word in job.argv)):
         raise SpecError("argv", "needs a program, and no word may hold a zero byte")
     return job
+
+
+def fit(container: ContainerSpec, job: JobSpec) -> ContainerSpec:
+    """A spec made for a job: an image is shown as it is, unless it may be the owner's Python that runs in it.
+
+    Raises:
+        SpecError: the job cannot run in it.
+    """
+    if container.image is None:
+        return container
+    if job.fresh_exec and job.kind != "program":
+        raise SpecError("--fresh-exec", "starts this Python anew, and an image has programs of its own")
+    return replace(container, python=job.kind != "program" or bool(container.name))
+
+
+def command_of(container: ContainerSpec) -> tuple[str, ...]:
+    """What an image runs where nobody names a program.
+
+    Raises:
+        SpecError: there is no image, or it says nothing.
+    """
+    if container.image is None:
+        raise SpecError("argv", "needs a program; only an image may name its own")
+    if not container.image.command:
+        raise SpecError("argv", f"needs a program: {container.image.name} names none of its own")
+    return container.image.command
 
 
 def _check_text(option: str, text: str) -> None:

@@ -17,9 +17,11 @@ from nsmagic import api, explain, host, intake, options, standbys, views
 from nsmagic.completion import matcher
 from nsmagic.errors import SpecError, StartError
 from nsmagic.firewall import StreamCleaner
+from nsmagic.image_magics import ImageMagics
 from nsmagic.instruments import InstrumentMagics
 from nsmagic.launcher import client
 from nsmagic.lifetimes import LifetimeMagics
+from nsmagic.progress import Progress
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -194,7 +196,8 @@ class ContainMagics(Magics):  # type: ignore[misc]
     @cell_magic  # type: ignore[untyped-decorator]
     def contain(self, line: str, cell: str) -> None:  # noqa: D102 - made from the table of options, below
         given, words = options.parse(_split(line), options.MAGIC_SCOPES)
-        if words:
+        # Nothing behind the two hyphens: the program that an image runs by itself.
+        if words or line.split()[-1:] == ["--"]:
             self._run(given, {"kind": "program", "argv": tuple(words)}, stdin=cell.encode())
         else:
             self._run(given, {"kind": "cell", "code": cell})
@@ -202,7 +205,8 @@ class ContainMagics(Magics):  # type: ignore[misc]
     contain.__doc__ = document(
         "Run this cell in a fresh container.\n\n"
         "    %%contain [options]                 the cell is Python\n"
-        "    %%contain [options] PROGRAM ARG...  the cell is the program's standard input\n\n"
+        "    %%contain [options] PROGRAM ARG...  the cell is the program's standard input\n"
+        "    %%contain --image FILE --           likewise, for the program that an image runs by itself\n\n"
         "What it prints and displays appears below as it comes; files that it writes in the working\n"
         "directory stay inside.  A cell that fails raises, and the reason is always said.",
         options.MAGIC_SCOPES,
@@ -233,8 +237,12 @@ class ContainMagics(Magics):  # type: ignore[misc]
             )
         if wanted.get("proc") and not wanted.get("bg"):
             raise SpecError("--proc", "goes with --bg")
-        spec = intake.container_spec(wanted)
+        with Progress() as progress:
+            spec = intake.container_spec(wanted, progress)
+        if what["kind"] == "program" and not what["argv"]:
+            what = {**what, "argv": intake.command_of(spec)}
         job = intake.job_spec(wanted, **what, outputs=outputs, execution_count=self.shell.execution_count)
+        spec = intake.fit(spec, job)
         variables = {name: self._variable(name) for name in wanted.get("inputs", ())}
         if wanted.get("bg"):
             self._run_behind(spec, job, wanted, variables, stdin)
@@ -387,8 +395,10 @@ class ContainMagics(Magics):  # type: ignore[misc]
         if given.pop("reset", False):
             self.defaults = {}
             client.set_preload(())
-        intake.container_spec({k: v for k, v in {**self.defaults, **given}.items() if k != "preload"})
-        self.defaults = options.merge(self.defaults, given)
+        merged = options.merge(self.defaults, given)
+        with Progress() as progress:
+            intake.container_spec({k: v for k, v in merged.items() if k != "preload"}, progress)
+        self.defaults = merged
         if "preload" in given:
             standbys.current().drop()
             client.set_preload(given["preload"])
@@ -462,6 +472,7 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(magics)
     shell.register_magics(InstrumentMagics(shell))
     shell.register_magics(LifetimeMagics(shell))
+    shell.register_magics(ImageMagics(shell))
     completer = getattr(shell, "Completer", None)
     if completer is not None and hasattr(completer, "custom_matchers"):
         completer.custom_matchers.append(matcher)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import keyword
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -70,6 +71,10 @@ def _text(option: str, value: object) -> str:
     if not text or "\0" in text:
         raise SpecError(option, "is empty or holds a zero byte")
     return text
+
+
+def _path(option: str, value: object) -> str:
+    return _text(option, os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
 def _name(option: str, value: object) -> str:
@@ -139,6 +144,11 @@ OPTIONS: Final = (
            "Show a file or folder of the host: read-only, writable, copy-on-write.", "container", many=True),
     Option("workdir", ("--workdir", "-w"), "DIR", _text,
            "Working directory, shown copy-on-write.", "container", "the current one"),
+    Option("rootfs", ("--rootfs",), "DIR|TAR", _path,
+           "Another root file system, copy-on-write: a folder, or a tar of one.", "container"),
+    Option("image", ("--image",), "FILE[#NAME]", _path,
+           "An image's root file system: a file of docker save, or an OCI layout as a folder or a tar.",
+           "container"),
     Option("env", ("--env", "-e"), "KEY=VALUE", _environment,
            "Set an environment variable.", "job", many=True),
     Option("hostname", ("--hostname",), "NAME", spec.parse_hostname,
@@ -380,6 +390,8 @@ def _several(name: str, value: object) -> list[Any]:
 
 def merge(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Options over defaults; those that may be given many times add up."""
+    if given.keys() & {"image", "rootfs"}:  # one root file system takes the place of another
+        defaults = {name: value for name, value in defaults.items() if name not in {"image", "rootfs"}}
     merged = {**defaults, **given}
     for name in defaults.keys() & given.keys():
         if BY_NAME[name].many:

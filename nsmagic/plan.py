@@ -78,6 +78,7 @@ free for containers, see https://systemd.io/UIDS-GIDS/."""
 _HOST_UID_COUNT: Final = 1 << 16
 _DEFAULT_UID: Final = 1000
 _CAP_SYS_ADMIN: Final = 21
+_CAPS_TO_GIVE_AWAY: Final = (0, 1, 3)  # CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER
 _BLANK_MEMORY: Final = 64 << 20
 _BLANK_ENTRIES: Final = 200  # each may have a descriptor, and 253 go with a packet
 _MIN_KERNEL: Final = (5, 12)
@@ -207,7 +208,7 @@ class Plan:
         alone = set(NAMESPACES) - {"net"} <= set(self.namespaces) and not self.choice.missing
         room = self.spec.mem is None or self.spec.mem >= _BLANK_MEMORY
         few = len(self.root.entries) <= _BLANK_ENTRIES
-        if not (alone and room and few) or self.doors or (self.identity.as_root and not _may_mount()):
+        if not (alone and room and few) or self.doors or (self.identity.as_root and not _may(_CAP_SYS_ADMIN)):
             return None
         return (self.namespaces, self.identity, self.choice.mechanism.name)
 
@@ -227,11 +228,11 @@ def _nproc() -> int:
 
 
 @cache
-def _may_mount() -> bool:
-    """Whether root here has CAP_SYS_ADMIN; in a container of others it may lack it."""
+def _may(*capabilities: int) -> bool:
+    """Whether root here has these capabilities; in a container of others it may lack some."""
     with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
         (effective,) = (line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
+    return all(int(effective, 16) >> capability & 1 for capability in capabilities)
 
 
 def _core() -> int:
@@ -245,7 +246,23 @@ def _unprivileged_uid() -> int | None:
 
     None where root has no other uid than its own: then it is root of a user namespace, and nobody outside.
     """
-    wanted = _HOST_UIDS + os.getpid() % _HOST_UID_COUNT
+    return _mapped_uid(_HOST_UIDS + os.getpid() % _HOST_UID_COUNT)
+
+
+def layers_owner() -> int | None:
+    """For root: the host's uid that unpacked layers belong to, and containers of images run under.
+
+    One for all of them, since layers are unpacked once.  So the image's files are the payload's own, on any
+    file system.  None for others, whose files are their own anyhow, and for a root that may not give files
+    away.
+    """
+    if os.geteuid() != 0 or not _may(*_CAPS_TO_GIVE_AWAY):
+        return None
+    return _mapped_uid(_HOST_UIDS)
+
+
+def _mapped_uid(wanted: int) -> int | None:
+    """A uid, or the last one that there is, if our user namespace has not that one; None if there is none."""
     ranges = _uid_ranges()
     if any(first <= wanted < first + count for first, count in ranges):
         return wanted
@@ -263,6 +280,9 @@ def _uid_ranges() -> list[tuple[int, int]]:
 def identity_for(spec: ContainerSpec, *, userns: bool) -> Identity:
     """Who the payload is: never the host's root."""
     host = _unprivileged_uid() if os.geteuid() == 0 else None
+    shared = layers_owner() if spec.image else None
+    if shared is not None and spec.image and filesystem.owners(spec.image.layers) == {shared}:
+        host = shared
     if host is not None:
         inside = (_DEFAULT_UID if spec.user is None else spec.user) if userns else host
         return Identity(inside, inside, host, host, as_root=True)
@@ -313,6 +333,8 @@ def make_plan(
         wanted.add("user")
         added = ("user",)
     namespaces = tuple(name for name in NAMESPACES if name in wanted)
+    if spec.image and "mount" not in wanted:
+        raise _no_root(reach.refused.get("mount", "") if reach is not None else "")
     identity = identity_for(spec, userns="user" in wanted)
     if doors is not None and "user" in joined - wanted:
         identity = replace(identity, uid=doors.uid, gid=doors.gid)
@@ -328,8 +350,16 @@ def make_plan(
     return Plan(spec, namespaces, added, identity, root, choice, missing, doors=doors)
 
 
+def _no_root(refused: str) -> HostError:
+    """Best effort ends here: an image's program in the host's root would be another program."""
+    remedy = "Run without --image and --rootfs, or where namespaces can be made; see nsmagic doctor."
+    return HostError("--image", f"a root file system takes a mount namespace ({refused})", remedy)
+
+
 def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: str) -> Plan:
     """The weakest there is: no namespace at all, and what ``confinement`` can do."""
+    if spec.image:
+        raise _no_root(refused)
     identity = identity_for(spec, userns=False)
     limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
     choice = cgroups.choose(limits, userns=False, best_effort=True)

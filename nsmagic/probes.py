@@ -15,6 +15,7 @@ import socket
 import tempfile
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,8 +26,8 @@ from nsmagic.errors import HostError, LauncherError, StartError
 from nsmagic.filesystem import DEVICES
 from nsmagic.host import Finding, remedy_for
 from nsmagic.launcher import client
-from nsmagic.plan import require_linux
-from nsmagic.spec import NAMESPACES
+from nsmagic.plan import layers_owner, require_linux
+from nsmagic.spec import NAMESPACES, Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -75,7 +76,7 @@ def _trials() -> list[tuple[str, Callable[[], str]]]:
         *each, ("all namespaces", lambda: _namespaces("all")),
         ("clone3, pivot_root", _ways), ("fresh /proc", _fresh_proc), ("devices", _devices),
         ("working directory", _workdir), ("copy-on-write", _copy_on_write),
-        ("replaced folders", _replaced_folder), ("private /tmp", _private_tmp), *root,
+        ("replaced folders", _replaced_folder), ("--image", _image), ("private /tmp", _private_tmp), *root,
         ("system-call filter", _filter), ("no capabilities", _capabilities),
         ("--mem", _mem), ("--swap", _swap), ("--cpus", _cpus), ("--pids", _pids), ("--disk", _disk),
         ("--hostname", _hostname), ("--net none", lambda: _net("none")), ("--net host", lambda: _net("host")),
@@ -265,6 +266,40 @@ def _replaced_folder() -> str:
             remedy = _IDMAP if _unmapped(result) else "Use Linux 6.6 or newer."
             raise _WeakerError(f"a folder deleted and made again: {why}", remedy)
     return "a folder deleted and made again inside is empty"
+
+
+def _image() -> str:
+    """Two layers, made where layers are kept; the upper one hides a file and all of a folder."""
+    from nsmagic import images  # noqa: PLC0415 - most runs need none of it
+    from nsmagic.images.unpack import make_whiteout, mark  # noqa: PLC0415 - likewise
+
+    images.current_store().make()
+    with tempfile.TemporaryDirectory(prefix="doctor-", dir=images.current_store().path) as folder:
+        for name in ("lower/d/gone", "lower/d/kept", "lower/hidden/old", "upper/d", "upper/hidden"):
+            Path(folder, name).mkdir(parents=True)
+        for name in ("d", "hidden"):
+            descriptor = os.open(Path(folder, "upper", name), os.O_RDONLY)
+            try:
+                if name == "d":
+                    make_whiteout(descriptor, b"gone")
+                else:
+                    mark(descriptor, "opaque", b"y")
+            finally:
+                os.close(descriptor)
+        owner = layers_owner()
+        if owner is not None:
+            for path in [*Path(folder).rglob("*")]:
+                os.chown(path, owner, owner, follow_symlinks=False)
+        image = Image("doctor", (f"{folder}/upper", f"{folder}/lower"))
+        spec = replace(intake.container_spec({}), image=image)
+        code = "import os; print(*os.listdir('/d'), *os.listdir('/hidden'))"
+        job = intake.job_spec({"timeout": _SECONDS}, kind="cell", code=code)
+        result = Container(spec, keep=False).start().run_job(job)
+        result.close()
+        if result.stdout.split() != ["kept"]:
+            why = "what a layer hides shows all the same" if result.ok else result.describe()[:_TEXT]
+            raise _WeakerError(why, _IDMAP if _unmapped(result) else "")
+    return "layers are stacked, and what one hides is not to be seen"
 
 
 def _private_tmp() -> str:

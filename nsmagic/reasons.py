@@ -127,8 +127,17 @@ WHY: Final[dict[str, tuple[str, str]]] = {
         "mount(2), pivot_root(2)",
     ),
     "mount stat": ("Look whether there is a way back to the old root: there must be none.", "chroot(2)"),
+    "mount mount overlay": (
+        "The image's layers, one over the other, and an empty one on top that takes what is written.",
+        "overlayfs (kernel documentation)",
+    ),
     "mount mount": ("One tmpfs holds all that may be written, so that one size limits it all.", "tmpfs(5)"),
     "mount mkdir": ("A place to mount on, or a layer to write into.", "mkdir(2)"),
+    "mount open O_PATH": ("Hold on to the new root.", "open(2)"),
+    "mount unlinkat": (
+        "What the image has in the place of our own file must not be written through; it may be a link.",
+        "unlink(2)",
+    ),
     "mount open": ("Keep a descriptor of it, for the owner.", "open(2)"),
     "mount sendmsg": ("Hand it to the owner: that is where the list of changes is read from.", "unix(7)"),
     "mount open_tree": ("Take a piece of the scratch file system as a mount of its own.", "open_tree(2)"),

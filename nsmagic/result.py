@@ -120,6 +120,7 @@ class Isolation:
         user: the payload's uid inside.
         host_user: the same uid on the host.
         workdir: the working directory inside.
+        image: whose root file system it has; empty for the host's programs.
         notes: what else one should know.
     """
 
@@ -133,6 +134,7 @@ class Isolation:
     workdir: str
     capabilities: str = "none"
     system_calls: str = "deny-list"
+    image: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -161,11 +163,15 @@ class Written:
     def __init__(
         self,
         scratch: int | None,
-        folders: Sequence[tuple[str, str, str | None]],
+        folders: Sequence[tuple[str, str, str | tuple[str, ...] | None]],
         mounts: Sequence[str] = (),
+        made: Sequence[str] = (),
+        workdir: str = "",
     ) -> None:
         self._lock = threading.Lock()
         self._mounts = list(mounts)
+        self._made = list(made)
+        self._workdir = workdir
         self._scratch = scratch
         self._folders = list(folders)
         self._close = weakref.finalize(self, os.close, scratch) if scratch is not None else None
@@ -190,7 +196,7 @@ class Written:
         with self._lock:
             layers = self.layers()
             try:
-                return list_changes(layers, ignore=self._mounts)
+                return list_changes(layers, ignore=self._mounts, passed=self._made)
             finally:
                 _close_all(layers)
 
@@ -201,7 +207,8 @@ class Written:
             if not layers:
                 raise ExtractionError(f"{path}: this container had no files of its own, or they are closed")
             try:
-                return save(layers, path, to, overwrite=overwrite)
+                whole = path if path.startswith("/") or not self._workdir else f"{self._workdir}/{path}"
+                return save(layers, whole, to, overwrite=overwrite)
             finally:
                 _close_all(layers)
 

@@ -285,6 +285,27 @@ def parse_output_limit(option: str, value: object) -> tuple[int, AtLimit]:
 
 
 @dataclass(frozen=True)
+class Image:
+    """Another root file system: folders on this host, one over the other, and how its programs are to be run.
+
+    Attributes:
+        name: as people call it.
+        layers: absolute paths of folders, the topmost first; they are only read.
+        env: variables that it sets.
+        workdir: absolute path inside where its programs start; empty for none of its own.
+        command: what it runs where nobody names a program.
+        notes: what of its wishes is not met.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+    workdir: str = ""
+    command: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ContainerSpec:
     """What one container should be.  Containers of equal specs are interchangeable while unused.
 
@@ -306,6 +327,8 @@ class ContainerSpec:
             (``Container.sockets``); empty for none.  Nothing in it counts as a change.
         name: what it is kept under, to be joined by others; empty for one that ends with its job.
         join: the container whose namespaces it shares, beside those of its own.
+        image: the root file system, copy-on-write; None for the host's programs, read-only.
+        python: in an image, show the folders of the owner's Python too, so that cells can run.
     """
 
     namespaces: frozenset[str] = frozenset(NAMESPACES)
@@ -323,6 +346,8 @@ class ContainerSpec:
     sockets: str = ""
     name: str = ""
     join: Join | None = None
+    image: Image | None = None
+    python: bool = True
 
     @property
     def joined(self) -> frozenset[str]:
@@ -340,6 +365,8 @@ class ContainerSpec:
             raise SpecError("--net", "none needs a network namespace, which --ns leaves out; say --net host")
         if self.binds and "mount" not in self.namespaces:
             raise SpecError("--bind", "needs a mount namespace, which --ns leaves out")
+        if self.image and "mount" not in self.namespaces:
+            raise SpecError("--image", "needs a mount namespace, which --ns leaves out; so does --rootfs")
         targets = [bind.target for bind in self.binds]
         for target in targets:
             if targets.count(target) > 1:

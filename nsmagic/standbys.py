@@ -157,7 +157,7 @@ class Standbys:
 
     def _prepare_blank(self, spec: ContainerSpec) -> None:
         """One of the kind of this spec; without limits, since those that it gets may be higher."""
-        bare = replace(spec, mem=None, swap=0, cpus=None, binds=(), workdir="", sockets="")
+        bare = replace(spec, mem=None, swap=0, cpus=None, binds=(), workdir="", sockets="", image=None)
         new = Container(bare, keep=False)
         with self._lock:
             if new.kind is None or (self._blank is not None and self._blank.kind == new.kind):
@@ -196,7 +196,11 @@ class Standbys:
 
 def _key(spec: ContainerSpec) -> Key:
     """Equal for two specs only if the folders that they name are still the same folders."""
-    folders = [spec.workdir, *(bind.source for bind in spec.binds)]
+    folders = [
+        spec.workdir,
+        *(bind.source for bind in spec.binds),
+        *(spec.image.layers if spec.image else ()),
+    ]
     return (spec, *(_identity(folder) for folder in folders))
 
 

@@ -100,6 +100,7 @@ def isolation_rows(isolation: Isolation) -> list[tuple[str, str]]:
         ("system calls", isolation.system_calls),
         ("directory", isolation.workdir),
     ]
+    rows += [("root", isolation.image)] if isolation.image else []
     return rows + [("note", note) for note in isolation.notes]
 
 

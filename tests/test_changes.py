@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nsmagic.changes import Change, ChangeList, Descent, Layer, list_changes, open_regular
+from nsmagic.changes import Change, ChangeList, Layer, list_changes
+from nsmagic.descent import Descent, open_regular
 from nsmagic.errors import ExtractionError
 from nsmagic.extraction import save
 

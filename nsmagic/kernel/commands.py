@@ -76,7 +76,7 @@ def _container_words(written: Iterable[options.Written], given: dict[str, Any]) 
     for option, _, text in written:
         if option.scope == "install":
             continue
-        if option.name == "workdir":
+        if option.name in {"workdir", "rootfs", "image"}:
             text = _absolute(text)  # noqa: PLW2901 - the same, wherever it is read
         if option.name == "bind":
             bind = option.parse("--bind", text)

@@ -15,10 +15,12 @@ COW: Final = 5
 PRIVATE: Final = 6
 PROC: Final = 7
 PTS: Final = 8
+LAYER: Final = 9
 
 WRITABLE: Final = 1
 DEVICE: Final = 2
 OPTIONAL: Final = 4
+REPLACE: Final = 8
 
 CONFINE_FILES: Final = 1
 CONFINE_OTHERS: Final = 2

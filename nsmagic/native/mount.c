@@ -4,7 +4,8 @@
  *   1. Every source on the host is opened first, as a *detached* mount: a copy of the mount that
  *      hangs nowhere yet.  Nobody can swap what a path means between our look and our use.
  *   2. One tmpfs, the "scratch", holds all that the container may write: its size is the disk limit.
- *   3. A new root is filled from the plan's entries, in their order.
+ *   3. A new root, an empty folder or the layers of an image (layers.c), is filled from the plan's entries,
+ *      in their order.
  *   4. pivot_root makes it the root; the old one, with all of the host, is let go.
  *
  * See mount_namespaces(7), open_tree(2), move_mount(2), mount_setattr(2), pivot_root(2) and
@@ -25,9 +26,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Where the scratch lies while we build.  Any folder would do: nobody else sees this mount. */
-#define SCRATCH "/tmp"
-#define NEW_ROOT SCRATCH "/root"
+#define SCRATCH NSM_SCRATCH
+#define NEW_ROOT NSM_NEW_ROOT
 
 #ifndef AT_RECURSIVE
 #define AT_RECURSIVE 0x8000
@@ -78,7 +78,8 @@ static int open_source(struct nsm_entry *entry, struct nsm_journal *journal)
      * A copy-on-write layer does not reach across mounts, and an idmapped mount stands alone: one mount,
      * without those below it.  The kernel refuses that (EINVAL) where it would uncover what they hide.
      */
-    bool alone = entry->kind == NSM_COW || entry->idmap >= 0;
+    bool lower = entry->kind == NSM_COW || entry->kind == NSM_LAYER;
+    bool alone = lower || entry->idmap >= 0;
     unsigned flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (alone ? 0U : AT_RECURSIVE);
     entry->tree = (int)NSM_TRY(journal, sys_open_tree(AT_FDCWD, entry->source, flags),
                                "open_tree(\"%s\", OPEN_TREE_CLONE%s)", entry->source,
@@ -88,7 +89,7 @@ static int open_source(struct nsm_entry *entry, struct nsm_journal *journal)
 
     map_owner(entry, journal);
 
-    bool read_only = entry->kind == NSM_COW || !(entry->flags & NSM_WRITABLE);
+    bool read_only = lower || !(entry->flags & NSM_WRITABLE);
     bool device = entry->flags & NSM_DEVICE;
     struct mount_attr attributes = {
         /* A mount that the host shares (systemd shares all) would go on following the host's. */
@@ -114,7 +115,8 @@ int nsm_mount_open_sources(const struct nsm_plan *plan, struct nsm_entry *entrie
         return 0;
     nsm_step(journal, "sources");
     for (size_t i = 0; i < plan->entry_count; i++)
-        if ((entries[i].kind == NSM_BIND || entries[i].kind == NSM_COW) && entries[i].tree < 0)
+        if ((entries[i].kind == NSM_BIND || entries[i].kind == NSM_COW || entries[i].kind == NSM_LAYER) &&
+            entries[i].tree < 0)
             if (open_source(&entries[i], journal) < 0)
                 return -1;
     return 0;
@@ -143,7 +145,7 @@ static int mount_scratch(const struct nsm_plan *plan, struct nsm_journal *journa
 }
 
 /* A folder of the scratch that belongs to the payload. */
-static int scratch_folder(const struct nsm_plan *plan, const char *path, unsigned mode)
+int nsm_scratch_folder(const struct nsm_plan *plan, const char *path, unsigned mode)
 {
     if (mkdir(path, 0700) < 0 || chown(path, plan->uid, plan->gid) < 0)
         return -1;
@@ -278,8 +280,8 @@ static int attach_cow(const struct nsm_plan *plan, int root, const struct nsm_en
     /* The merged folder's own mode is that of the upper one. */
     unsigned mode = (folder.st_mode & 07777U) | 0700U;
     if (NSM_TRY(journal,
-                mkdir(lower, 0755) < 0 || mkdir(base, 0755) < 0 || scratch_folder(plan, upper, mode) < 0 ||
-                        scratch_folder(plan, work, 0700) < 0
+                mkdir(lower, 0755) < 0 || mkdir(base, 0755) < 0 || nsm_scratch_folder(plan, upper, mode) < 0 ||
+                        nsm_scratch_folder(plan, work, 0700) < 0
                     ? -1
                     : 0,
                 "mkdir(\"%s\", \"%s\", \"%s\")", lower, upper, work) < 0)
@@ -371,7 +373,7 @@ static int attach_private(const struct nsm_plan *plan, int root, const struct ns
 {
     char folder[64];
     snprintf(folder, sizeof folder, SCRATCH "/private%zu", number);
-    if (NSM_TRY(journal, scratch_folder(plan, folder, entry->mode), "mkdir(\"%s\", mode=%04o)", folder,
+    if (NSM_TRY(journal, nsm_scratch_folder(plan, folder, entry->mode), "mkdir(\"%s\", mode=%04o)", folder,
                 entry->mode) < 0)
         return -1;
     int tree = (int)NSM_TRY(journal, sys_open_tree(AT_FDCWD, folder, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC),
@@ -398,21 +400,45 @@ static int write_new_file(int root, const struct nsm_entry *entry)
     return close_keeping_errno(file, result);
 }
 
+/* The last name of an absolute path; `parent` has room for 4096 bytes and gets what stands before it. */
+static const char *last_name(const char *path, char *parent)
+{
+    const char *name = strrchr(path, '/');
+    size_t length = name ? (size_t)(name - path) : 0;
+    if (!name || length >= 4096) {
+        errno = EINVAL;
+        return NULL;
+    }
+    memcpy(parent, path, length);
+    memcpy(parent + length, length ? "" : "/", length ? 1 : 2);
+    return name + 1;
+}
+
 static int make_link(int root, const struct nsm_entry *entry)
 {
     char parent_path[4096];
-    const char *name = strrchr(entry->target, '/');
-    size_t length = name ? (size_t)(name - entry->target) : 0;
-    if (!name || length >= sizeof parent_path) {
-        errno = EINVAL;
-        return -1;
-    }
-    memcpy(parent_path, entry->target, length);
-    parent_path[length] = 0;
-    int parent = open_target(root, length ? parent_path : "/", true);
+    const char *name = last_name(entry->target, parent_path);
+    int parent = name ? open_target(root, parent_path, true) : -1;
     if (parent < 0)
         return -1;
-    return close_keeping_errno(parent, symlinkat(entry->source, parent, name + 1));
+    return close_keeping_errno(parent, symlinkat(entry->source, parent, name));
+}
+
+/*
+ * An image may have a link at the place of a file of ours, one that leads to nowhere even, or a FIFO, which would
+ * keep us waiting.  It lies in a copy-on-write layer, so it can go.
+ */
+static int clear_place(int root, const struct nsm_entry *entry, struct nsm_journal *journal)
+{
+    char parent_path[4096];
+    const char *name = last_name(entry->target, parent_path);
+    int parent = (int)NSM_TRY(journal, name ? open_target(root, parent_path, true) : -1,
+                              "openat2(root, \"%s\", O_PATH, RESOLVE_IN_ROOT)", name ? parent_path : entry->target);
+    if (parent < 0)
+        return -1;
+    int result = (int)NSM_TRY(journal, unlinkat(parent, name, 0) < 0 && errno != ENOENT && errno != EISDIR ? -1 : 0,
+                              "unlinkat(\"%s\")", entry->target);
+    return close_keeping_errno(parent, result);
 }
 
 static int put(const struct nsm_plan *plan, int root, const struct nsm_entry *entry, size_t number,
@@ -421,6 +447,8 @@ static int put(const struct nsm_plan *plan, int root, const struct nsm_entry *en
     static const struct option pts[] = {{"newinstance", NULL}, {"ptmxmode", "0666"}, {"mode", "0600"}};
     int place;
 
+    if ((entry->flags & NSM_REPLACE) && clear_place(root, entry, journal) < 0)
+        return -1;
     switch (entry->kind) {
     case NSM_DIRECTORY:
         place = (int)NSM_TRY(journal, open_target(root, entry->target, true), "mkdir(\"%s\")", entry->target);
@@ -499,6 +527,19 @@ static int tell_scratch(const struct nsm_plan *plan, struct nsm_journal *journal
     return close_keeping_errno(scratch, sent < 0 ? -1 : 0);
 }
 
+/* pivot_root wants its new root to be a mount: bind the folder onto itself. */
+static int open_empty_root(struct nsm_journal *journal)
+{
+    int root = (int)NSM_TRY(journal, sys_open_tree(AT_FDCWD, NEW_ROOT, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC),
+                            "open_tree(\"" NEW_ROOT "\", OPEN_TREE_CLONE)");
+    if (root < 0)
+        return -1;
+    if (NSM_TRY(journal, syscall(SYS_move_mount, root, "", AT_FDCWD, NEW_ROOT, MOVE_MOUNT_F_EMPTY_PATH),
+                "move_mount(tree, \"" NEW_ROOT "\")") < 0)
+        return close_keeping_errno(root, -1);
+    return root;
+}
+
 int nsm_mount(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal)
 {
     if (!(plan->namespaces & CLONE_NEWNS))
@@ -511,22 +552,20 @@ int nsm_mount(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm
     if (mount_scratch(plan, journal) < 0 || tell_scratch(plan, journal) < 0)
         return -1;
 
-    /* pivot_root wants its new root to be a mount: bind the folder onto itself. */
-    int root = (int)NSM_TRY(journal, sys_open_tree(AT_FDCWD, NEW_ROOT, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC),
-                            "open_tree(\"" NEW_ROOT "\", OPEN_TREE_CLONE)");
+    size_t layers = nsm_layers_count(plan, entries);
+    int root = layers ? nsm_layers_root(plan, entries, journal) : open_empty_root(journal);
     if (root < 0)
         return -1;
-    if (NSM_TRY(journal, syscall(SYS_move_mount, root, "", AT_FDCWD, NEW_ROOT, MOVE_MOUNT_F_EMPTY_PATH),
-                "move_mount(tree, \"" NEW_ROOT "\")") < 0)
-        return close_keeping_errno(root, -1);
 
-    for (size_t i = 0; i < plan->entry_count; i++)
+    for (size_t i = layers; i < plan->entry_count; i++)
         if (put(plan, root, &entries[i], i, journal) < 0)
             return close_keeping_errno(root, -1);
     nsm_mount_close_sources(plan, entries);
 
     if (change_root(root, journal) < 0)
         return close_keeping_errno(root, -1);
+    if (layers) /* copy-on-write, all of it */
+        return close(root);
     struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY};
     int result = (int)NSM_TRY(journal, sys_mount_setattr(root, AT_EMPTY_PATH, &read_only),
                               "mount_setattr(\"/\", MOUNT_ATTR_RDONLY)");

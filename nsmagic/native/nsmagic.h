@@ -28,12 +28,14 @@ enum nsm_entry_kind {
     NSM_PRIVATE,       /* an own, empty, writable folder */
     NSM_PROC,          /* a fresh procfs */
     NSM_PTS,           /* a fresh devpts */
+    NSM_LAYER,         /* a folder of the host as one layer of the root itself; these come first, topmost first */
 };
 
 enum nsm_entry_flags {
     NSM_WRITABLE = 1, /* a bind that may be written to: otherwise read-only */
     NSM_DEVICE = 2,   /* a bind of a device node: otherwise devices below it are dead */
     NSM_OPTIONAL = 4, /* leave it out if the source is not there */
+    NSM_REPLACE = 8,  /* take away what stands at the target, unless it is a folder */
 };
 
 struct nsm_entry {
@@ -197,6 +199,13 @@ int nsm_timens(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_mount_open_sources(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal);
 int nsm_mount(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal);
 void nsm_mount_close_sources(const struct nsm_plan *plan, struct nsm_entry *entries);
+
+/* layers.c: how many of the entries are layers of the root; the root that is made of them, opened, or -1 */
+size_t nsm_layers_count(const struct nsm_plan *plan, const struct nsm_entry *entries);
+int nsm_layers_root(const struct nsm_plan *plan, const struct nsm_entry *entries, struct nsm_journal *journal);
+#define NSM_SCRATCH "/tmp" /* where the scratch lies while we build: any folder would do, nobody else sees it */
+#define NSM_NEW_ROOT NSM_SCRATCH "/root"
+int nsm_scratch_folder(const struct nsm_plan *plan, const char *path, unsigned mode);
 
 /* landlock.c: the ABI, or a negative errno */
 int nsm_landlock_abi(void);
