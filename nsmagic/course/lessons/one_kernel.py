@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     "01a",
     "The variable host_pid holds the host's number of the process that runs the code of job",
     hints=(
-        "%containers shows the number of the container's init on the host. What you look for is its child.",
+        "Its init is process job.container.init_pid on the host. What you look for is a child of that.",
         "/proc/PID/task/PID/children holds the numbers of a process's children (proc(5)).",
         "int(open(f'/proc/{init}/task/{init}/children').read()), where init is job.container.init_pid.",
     ),
