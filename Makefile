@@ -18,7 +18,7 @@ ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export ORDINARY_VENV := /var/cache/nsmagic-test/$(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
 
 .DELETE_ON_ERROR:
-.PHONY: help run venv course test test-sanitize test-hosts test-docker test-elsewhere lint format bench clean machine
+.PHONY: help run venv course docs test test-sanitize test-hosts test-docker test-elsewhere lint format bench clean machine
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -48,6 +48,9 @@ test-elsewhere: $(VENV)/.made  ## build the wheel as macOS and Windows do, and i
 course: $(VENV)/.run  ## make the course's notebooks from their sources (ARGS="--only 02": one)
 	@$(PIP) install nbclient
 	@$(PY) -I tools/course.py build $(ARGS)
+
+docs: $(VENV)/.docs  ## build the site from executed notebooks and all pages: build/site/html (ARGS=--unexecuted: quick)
+	@$(PY) -I tools/website.py build/site $(ARGS)
 
 lint: $(VENV)/.lint  ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .
@@ -94,6 +97,10 @@ $(VENV)/.nsmagic: $(WHEELS)/.built
 
 $(VENV)/.run: $(VENV)/.nsmagic
 	@$(PIP) install "$$(ls $(WHEELS)/*.whl)[notebook]" matplotlib numpy pandas
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	@$(PIP) install --group docs
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.nsmagic

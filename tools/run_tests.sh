@@ -17,7 +17,7 @@ reports=$PWD/build/junit
 workers=${WORKERS:-$(nproc)}
 ordinary_venv=${ORDINARY_VENV:-/var/cache/nsmagic-test/venv}
 ordinary_python=${ORDINARY_PYTHON:-/usr/bin/python3}
-staged=(tests pyproject.toml README.md notebooks bench docs tools nsmagic/native)
+staged=(tests pyproject.toml README.md CONTRIBUTING.md CHANGELOG.md LICENSE notebooks bench docs tools nsmagic/native)
 
 rm -rf "$reports"
 mkdir -p "$reports"
