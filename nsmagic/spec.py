@@ -306,6 +306,7 @@ class ContainerSpec:
             (``Container.sockets``); empty for none.  Nothing in it counts as a change.
         name: what it is kept under, to be joined by others; empty for one that ends with its job.
         join: the container whose namespaces it shares, beside those of its own.
+        snapshots: whether its payload keeps a snapshot of itself, which takes over when it dies.
     """
 
     namespaces: frozenset[str] = frozenset(NAMESPACES)
@@ -323,6 +324,7 @@ class ContainerSpec:
     sockets: str = ""
     name: str = ""
     join: Join | None = None
+    snapshots: bool = False
 
     @property
     def joined(self) -> frozenset[str]:
