@@ -208,7 +208,8 @@ class Plan:
         alone = set(NAMESPACES) - {"net"} <= set(self.namespaces) and not self.choice.missing
         room = self.spec.mem is None or self.spec.mem >= _BLANK_MEMORY
         few = len(self.root.entries) <= _BLANK_ENTRIES
-        if not (alone and room and few) or self.doors or self.spec.snapshots or (self.identity.as_root and not _may_mount()):
+        made = self.doors or self.spec.snapshots or (self.identity.as_root and not _may_mount())
+        if made or not (alone and room and few):
             return None
         return (self.namespaces, self.identity, self.choice.mechanism.name)
 
