@@ -56,6 +56,7 @@ _STANDBY_SECONDS: Final = 0.3
 _SHUTDOWN_SECONDS: Final = 1.0
 _INTERRUPT_SECONDS: Final = 2.0
 _REPLY_SECONDS: Final = 2.0
+_BEHIND_SECONDS: Final = 0.5
 _MOST_FAILURES: Final = 3
 _MOST_QUEUED: Final = 10_000
 _DRAIN_SECONDS: Final = 0.5
@@ -348,6 +349,13 @@ class Supervisor:
                 _ENAMES.get(death.outcome, "KernelDied"), f"{death.how}. {kept}", kept=bool(running) or whole
             )
 
+    def _is_early(self, inner: InnerKernel, commands: list[list[str]]) -> bool:
+        """Whether to wait with going back, because the snapshot behind the last cell may be just being made."""
+        last = self._last_sent
+        if commands != [["undo"]] or last is None or time.monotonic() - last.idled > _BEHIND_SECONDS:
+            return False
+        return inner.container.snapshots == 1
+
     def state_text(self) -> str:
         """Whether variables survive a cell that dies, and why not."""
         mode = f"--keep-state {self.settings.keep_state}"
@@ -511,7 +519,7 @@ class Supervisor:
                 request = queue[0]
                 commands = isolation.commands(request.code) if request.executes else None
                 if commands is not None:
-                    if not self._requests.shells_are_free():
+                    if not self._requests.shells_are_free() or self._is_early(inner, commands):
                         break
                     queue.popleft()
                     self._isolate(request, commands)
