@@ -350,7 +350,7 @@ class Supervisor:
             )
 
     def _is_early(self, inner: InnerKernel, commands: list[list[str]]) -> bool:
-        """Whether to wait with going back, because the snapshot behind the last cell may be just being made."""
+        """Whether to wait with going back: the snapshot behind the last cell may be just being made."""
         last = self._last_sent
         if commands != [["undo"]] or last is None or time.monotonic() - last.idled > _BEHIND_SECONDS:
             return False
