@@ -1,6 +1,7 @@
 """The second part of ``make bench``: "Isolated Python" beside the stock ipykernel, in one run, as ratios.
 
-Each round starts both, in turn, and does the same with them; medians of the rounds are compared.
+Each round starts both, in turn, and does the same with them; medians of the rounds are compared.  Then what a
+snapshot before each cell costs, with more and more memory to share.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ ROWS = (
     "restart after a death",
     "memory, all processes",
 )
+PAUSE = 0.05
+"""Seconds, as between the cells of somebody very quick."""
 
 
 def start(name: str) -> tuple[KernelManager, BlockingKernelClient]:
@@ -94,12 +97,62 @@ def measure(name: str) -> list[float]:
     return [ready, trip, printed, revived, used]
 
 
+def trips(client: BlockingKernelClient, pause: float) -> float:
+    """Median seconds of a cell, with a pause behind each."""
+    found = []
+    for _ in range(TRIPS):
+        found.append(run(client, "1"))
+        time.sleep(pause)
+    return statistics.median(found)
+
+
+def with_snapshots(heap: int, mode: str) -> list[float]:
+    """With so many MiB of data: a cell right behind another, one after a pause, and from a death to ready."""
+    os.environ.update(NSMAGIC_KEEP_STATE=mode, NSMAGIC_MEM=f"{4 * heap + 512}M")
+    manager, client = start(OURS)
+    client.wait_for_ready(timeout=60)
+    run(client, f"data = b'x' * ({heap} << 20)")
+    trips(client, PAUSE)  # which pages each cell writes to is learned
+    found = [trips(client, 0), trips(client, PAUSE)]
+    if mode != "off":
+        deaths = []
+        for _ in range(3):
+            run(client, "1")
+            deaths.append(run(client, "import os; os._exit(1)") + run(client, "1"))
+            assert run(client, "assert len(data)") > 0
+        found.append(statistics.median(deaths))
+    client.stop_channels()
+    manager.shutdown_kernel()
+    return found
+
+
+def snapshots(heaps: list[int]) -> None:
+    """Measure and print what snapshots cost."""
+    print("\n| `1`, --keep-state | off | on | off, after a pause | on, after a pause | death to ready |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for heap in heaps:
+        off, on = with_snapshots(heap, "off"), with_snapshots(heap, "on")
+        row = [off[0], on[0], off[1], on[1], on[2]]
+        print(f"| {heap} MiB of data | " + " | ".join(f"{1000 * each:.1f} ms" for each in row) + " |")
+    for name in ("NSMAGIC_KEEP_STATE", "NSMAGIC_MEM"):
+        os.environ.pop(name, None)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--heaps", default="50,500,2048", help="MiB of data, such as 50,500; empty for none")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     os.chdir("/usr/share")
+    if rounds:
+        beside_stock(rounds)
+    snapshots([int(word) for word in arguments.heaps.split(",") if word])
+
+
+def beside_stock(rounds: int) -> None:
+    """Measure and print the comparison with the stock kernel."""
     figures: dict[str, list[list[float]]] = {STOCK: [], OURS: []}
     for number in range(rounds + 1):
         for name, found in figures.items():

@@ -17,7 +17,7 @@ import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -46,12 +46,14 @@ class Change:
         path: absolute, as the container sees it; bytes that are not UTF-8 as in ``os.fsdecode``.
         size: bytes; 0 for what is deleted and for directories.
         type: what it is; for what is deleted, what it was.
+        changed: when, as its file system has it (st_ctime, which no program can set).
     """
 
     kind: Kind
     path: str
     size: int
     type: Type
+    changed: float = field(default=0.0, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class _Survey:
             raise _BoundError(f"more than {_MAX_TEXT >> 20} MiB of names")
         file = _type(status)
         size = status.st_size if kind != "deleted" and file in {"file", "symlink"} else 0
-        self.changes.append(Change(kind, path, size, file))
+        self.changes.append(Change(kind, path, size, file, status.st_ctime))
 
     def miss(self, reason: str) -> None:
         self.truncated = self.truncated or reason

@@ -12,6 +12,7 @@ import pickle
 import re
 import select
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -42,7 +43,7 @@ from nsmagic.errors import (
     ValueTransferError,
 )
 from nsmagic.host import remedy_for
-from nsmagic.job import Report, Run
+from nsmagic.job import Ending, Report, Run
 from nsmagic.launcher import client, frames
 from nsmagic.outcome import judge
 from nsmagic.plan import make_plan, require_linux
@@ -57,6 +58,7 @@ from nsmagic.result import (
     size_text,
     written_bytes,
 )
+from nsmagic.spec import JobSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,10 +69,10 @@ if TYPE_CHECKING:
     from nsmagic.firewall import Filtered
     from nsmagic.guests import Guest
     from nsmagic.intake import ContainerOptions, JobOptions
-    from nsmagic.job import Ending, Sink
+    from nsmagic.job import Exit, Sink
     from nsmagic.outcome import Verdict
     from nsmagic.plan import Doors, Plan, Reach
-    from nsmagic.spec import ContainerSpec, Image, JobSpec
+    from nsmagic.spec import ContainerSpec, Image
 
 _numbers = itertools.count(1)
 _END_SECONDS: Final = 1.0
@@ -583,13 +585,51 @@ class Container:
         if self._channels is not None:
             self._channels.signal(number)
 
+    def watch_deaths(self, died: Callable[[Exit], None]) -> None:
+        """Be told when its payload has died and a snapshot of it goes on (``ContainerSpec.snapshots``).
+
+        Args:
+            died: called in whichever thread hears of it.
+        """
+        self._report.on_death = died
+
+    def judge_death(self, exited: Exit) -> Verdict:
+        """How a payload died whose snapshot goes on; usage counts anew from there."""
+        now = self.usage()
+        usage = self._usage(Ending("exited", 0.0), now)
+        self._seen = now
+        return judge(Ending("exited", 0.0), exited, usage, self.spec, JobSpec("kernel"), stopping=False)
+
+    @property
+    def snapshots(self) -> int:
+        """How many snapshots of its payload sleep there."""
+        return len(processes.snapshots_of(self.init_pid or 0))
+
+    def end_payload(self, *, to_oldest: bool = False) -> None:
+        """Kill its payload; where there is a snapshot, that goes on, the youngest of them.
+
+        Args:
+            to_oldest: end the others first, so that it is the oldest.
+        """
+        init = self.init_pid or 0
+        for pid in processes.snapshots_of(init)[1:] if to_oldest else []:
+            with contextlib.suppress(OSError):
+                pidfd = os.pidfd_open(pid)
+                try:
+                    if pid in processes.snapshots_of(init):  # it is still the one that we have a hold of
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                        select.select([pidfd], [], [], _END_SECONDS)  # or it may yet be chosen
+                finally:
+                    os.close(pidfd)
+        self.signal(signal.SIGKILL)
+
     def set_limits(self, *, mem: int | None, swap: int, cpus: float | None, pids: int) -> None:
         """Change its limits while it runs: bytes, bytes, processors' worth of time, processes.
 
         Raises:
             HostError: the kernel refused one, or nothing here can change it; those before it are in force.
         """
-        limits = cgroups.Limits(mem=mem, swap=swap, cpus=cpus, pids=pids)
+        limits = cgroups.Limits(mem=mem, swap=swap, cpus=cpus, pids=pids, snapshots=self.spec.snapshots)
         missing = self._plan.choice.mechanism.missing(limits)
         if self._group is None or missing:
             reason, remedy = (

@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from nsmagic import firewall
 from nsmagic.launcher import client, frames
@@ -64,6 +64,14 @@ class Sink(Protocol):
         """Ask the user; None where nobody can answer."""
 
 
+@runtime_checkable
+class KeepingSink(Protocol):
+    """A sink that wants to hear of a kernel's snapshots."""
+
+    def keeping(self, message: frames.Keeping | frames.Revived) -> None:
+        """What it says of them: hostile, but of a known form."""
+
+
 @dataclass(frozen=True)
 class Exit:
     """Init's last word.
@@ -103,6 +111,8 @@ class Report:
         self.failure = ""
         self.closed = False
         self.exit: Exit | None = None
+        self.on_death: Callable[[Exit], None] | None = None
+        """Called when a payload has died whose snapshot takes over; in the thread that takes the report."""
 
     def take(self, channel: socket.socket) -> None:
         """Take all packets that have come."""
@@ -167,11 +177,15 @@ class Report:
                     self.failed, self.failure = True, (text.splitlines() or [""])[-1]
             elif kind == b"P":
                 self.pid = int(text)
-            elif kind == b"X":
+            elif kind in b"XD":
                 cause, status, user, system, memory, full = text.split()
-                self.exit = Exit(
+                exited = Exit(
                     cause, int(status), int(user) / 1e6, int(system) / 1e6, int(memory) * 1024, full == "1"
                 )
+                if kind == b"X":
+                    self.exit = exited
+                elif self.on_death is not None:
+                    self.on_death(exited)
 
     @property
     def lines(self) -> list[str]:
@@ -515,6 +529,12 @@ class Run:
             case frames.Exited(status=status):
                 self._drain()
                 self._take_exited(status)
+            case _:
+                self._take_keeping(message)
+
+    def _take_keeping(self, message: frames.Keeping | frames.Revived) -> None:
+        if isinstance(self._sink, KeepingSink):
+            self._sink.keeping(message)
 
     def _take_exited(self, status: int) -> None:
         if not 0 <= status <= _MOST_STATUS or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):

@@ -199,6 +199,10 @@ OPTIONS: Final = (
            "Write the result as JSON.", "command"),
     Option("cell_timeout", ("--cell-timeout",), "TIME", spec.parse_duration,
            "Wall-clock limit of each cell, such as 10, 500ms or 2m.", "kernel"),
+    Option("keep_state", ("--keep-state",), "auto|on|off", _choice("auto", "on", "off"),
+           "Snapshot before each cell, so that a cell that dies takes no variables along: "
+           "auto leaves it out where it could not be faithful or would hurt.", "kernel", "auto",
+           choices=("auto", "on", "off")),
     Option("connection_file", ("-f",), "FILE", _text,
            "The connection file that Jupyter wrote.", "supervisor"),
     Option("output", ("--output",), "KIND", _choice("safe", "widgets"),

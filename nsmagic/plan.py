@@ -177,6 +177,7 @@ class Plan:
             hold=bool(self.spec.name),
             hostname_wished=rest.hostname_wished,
             confine=self.view.confine if self.view is not None else 0,
+            snapshots=self.spec.snapshots,
             private=self.view.private if self.view is not None else "",
         )
 
@@ -208,7 +209,8 @@ class Plan:
         alone = set(NAMESPACES) - {"net"} <= set(self.namespaces) and not self.choice.missing
         room = self.spec.mem is None or self.spec.mem >= _BLANK_MEMORY
         few = len(self.root.entries) <= _BLANK_ENTRIES
-        if not (alone and room and few) or self.doors or (self.identity.as_root and not _may(_CAP_SYS_ADMIN)):
+        as_root = self.identity.as_root and not _may(_CAP_SYS_ADMIN)
+        if not (alone and room and few) or self.doors or self.spec.snapshots or as_root:
             return None
         return (self.namespaces, self.identity, self.choice.mechanism.name)
 
@@ -322,7 +324,9 @@ def make_plan(
     if wanted and "user" not in wanted | joined and os.geteuid() != 0:
         wanted.add("user")
         added = ("user",)
-    limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
+    limits = cgroups.Limits(
+        mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids, snapshots=spec.snapshots
+    )
     try:
         choice = cgroups.choose(limits, userns="user" in wanted | joined, best_effort=spec.best_effort)
     except HostError:
@@ -361,7 +365,9 @@ def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: s
     if spec.image:
         raise _no_root(refused)
     identity = identity_for(spec, userns=False)
-    limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
+    limits = cgroups.Limits(
+        mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids, snapshots=spec.snapshots
+    )
     choice = cgroups.choose(limits, userns=False, best_effort=True)
     view = confinement.confine(spec, identity, python_path, refused)
     root = filesystem.Root(view.entries, workdir=view.workdir, notes=view.notes)

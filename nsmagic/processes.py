@@ -2,13 +2,15 @@
 
 An init names itself ``nsmagic-init``; whose it is and how old it is stands in its /proc files, see proc(5).
 That is how ``nsmagic ps`` finds containers, for it knows no owner's memory.  What a process says of itself,
-its name and its words, is hostile: it is shown as printable text, and nothing is decided by it.
+its name and its words, is hostile: it is shown as printable text, and nothing is decided by it but which of
+a kernel's own snapshots it goes back to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 MOST_SHOWN: Final = 400
 """Processes of one tree."""
 _DEEPEST: Final = 40
+_PF_EXITING: Final = 4
 _MOST_BYTES: Final = 4096
 _MOST_CHARACTERS: Final = 90
 _STATES: Final = {
@@ -131,6 +134,29 @@ def _children(pid: int) -> list[int]:
 def first_child(pid: int) -> int:
     """The first child of a process; 0 where there is none."""
     return next(iter(_children(pid)), 0)
+
+
+def snapshots_of(init: int) -> list[int]:
+    """The processes beside a container's payload that call themselves its snapshots, the oldest first.
+
+    See ``native/snapshot.c``.  The name is their own word, and whoever lies about it gains nothing.
+    """
+    found = []
+    for pid in _children(init):
+        with contextlib.suppress(OSError):
+            if Path("/proc", str(pid), "comm").read_bytes() == b"nsmagic-kept\n" and not _ends(pid):
+                found.append(pid)
+    return found
+
+
+def _ends(pid: int) -> bool:
+    """Whether a process has been killed: it may take a while to let go of its memory."""
+    fields = _stat(pid)
+    if fields[0] in "ZX" or int(fields[6]) & _PF_EXITING:
+        return True
+    status = Path("/proc", str(pid), "status").read_text(encoding="utf-8", errors="replace")
+    lines = (line.split() for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:")))
+    return any(int(signals, 16) >> (signal.SIGKILL - 1) & 1 for _, signals in lines)
 
 
 def _uptime() -> float:

@@ -329,6 +329,7 @@ class ContainerSpec:
         join: the container whose namespaces it shares, beside those of its own.
         image: the root file system, copy-on-write; None for the host's programs, read-only.
         python: in an image, show the folders of the owner's Python too, so that cells can run.
+        snapshots: whether its payload keeps a snapshot of itself, which takes over when it dies.
     """
 
     namespaces: frozenset[str] = frozenset(NAMESPACES)
@@ -348,6 +349,7 @@ class ContainerSpec:
     join: Join | None = None
     image: Image | None = None
     python: bool = True
+    snapshots: bool = False
 
     @property
     def joined(self) -> frozenset[str]:

@@ -38,7 +38,9 @@ class Limits:
         mem: bytes of memory, page cache and tmpfs included.
         swap: bytes of swap on top of ``mem``; enforced together with ``mem``.
         cpus: cores' worth of CPU time, such as 0.5.
-        pids: processes and threads of the user's code; our init comes on top.
+        pids: processes and threads of the user's code; our own come on top, see ``all_pids``.
+        snapshots: whether a snapshot of the payload sleeps beside it: that is not the user's process, and it
+            must outlive the payload when memory runs out.
 
     Raises:
         ValueError: a limit is negative, zero (``swap`` may be) or not a number.
@@ -48,6 +50,15 @@ class Limits:
     swap: int = 0
     cpus: float | None = None
     pids: int | None = None
+    snapshots: bool = False
+
+    @property
+    def all_pids(self) -> int | None:
+        """The user's processes and threads, and ours: init, and where there are snapshots three more.
+
+        Those are the old one, the new one, and who makes it.
+        """
+        return None if self.pids is None else self.pids + (4 if self.snapshots else 1)
 
     def __post_init__(self) -> None:
         """Refuse what no kernel could enforce."""

@@ -209,7 +209,7 @@ def nproc_is_exact() -> bool:
 
 def nproc_text(limits: Limits) -> str:
     """Say what RLIMIT_NPROC puts in force, in the words of ``Group.enforced``."""
-    return f"RLIMIT_NPROC = {min((limits.pids or 0) + 1, PIDS_MOST)} in its own user namespace"
+    return f"RLIMIT_NPROC = {min(limits.all_pids or 1, PIDS_MOST)} in its own user namespace"
 
 
 def rlimits(limits: Limits, *, mem: bool = True, pids: bool = True) -> dict[int, tuple[int, int]]:
@@ -226,7 +226,7 @@ def rlimits(limits: Limits, *, mem: bool = True, pids: bool = True) -> dict[int,
     if mem and limits.mem is not None:
         found[resource.RLIMIT_AS] = (limits.mem + INTERPRETER_BYTES,) * 2
     if pids and limits.pids is not None:
-        found[resource.RLIMIT_NPROC] = (min(limits.pids + 1, PIDS_MOST),) * 2
+        found[resource.RLIMIT_NPROC] = (min(limits.all_pids or 1, PIDS_MOST),) * 2
     return found
 
 

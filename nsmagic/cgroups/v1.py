@@ -47,9 +47,7 @@ class V1Group(DirectoryGroup):
         if "memory" in self.places and not (new and limits.mem is None):
             yield from self._memory(limits)
         if "pids" in self.places and not (new and limits.pids is None):
-            most = (
-                "max" if limits.pids is None else str(min(limits.pids + 1, PIDS_MOST))
-            )  # init is one of them
+            most = "max" if limits.all_pids is None else str(min(limits.all_pids, PIDS_MOST))
             yield Setting("pids", f"{self.places['pids']}/pids.max", most)
         if "cpu" in self.places and not (new and limits.cpus is None):
             quota = -1 if limits.cpus is None else round(limits.cpus * PERIOD)

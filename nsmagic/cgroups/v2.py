@@ -52,7 +52,7 @@ class V2Group(DirectoryGroup):
             yield Setting("mem", f"{leaf}/memory.max", _or_max(limits.mem))
             yield Setting("swap", f"{leaf}/memory.swap.max", str(limits.swap))
         if "pids" in self.places:
-            pids = None if limits.pids is None else min(limits.pids + 1, PIDS_MOST)  # init is one of them
+            pids = None if limits.all_pids is None else min(limits.all_pids, PIDS_MOST)
             yield Setting("pids", f"{leaf}/pids.max", _or_max(pids))
         if "cpu" in self.places:
             quota = None if limits.cpus is None else round(limits.cpus * PERIOD)
@@ -62,6 +62,12 @@ class V2Group(DirectoryGroup):
         """Have out of memory end one process; see ``Group.share``."""
         with contextlib.suppress(FileNotFoundError):
             write(f"{self.leaves[0]}/memory.oom.group", "0")
+
+    def set_limits(self, limits: Limits) -> None:
+        """Put ``limits`` in force; see ``Group.set_limits``."""
+        super().set_limits(limits)
+        if limits.snapshots:  # out of memory kills the payload, and its snapshot takes over
+            self.share()
 
     def usage(self) -> Usage:
         """Read what was used; see ``Group.usage``."""

@@ -27,13 +27,18 @@ from nsmagic.container import Container
 from nsmagic.errors import HostError, NsmagicError
 from nsmagic.firewall import StreamCleaner
 from nsmagic.kernel import wire
+from nsmagic.kernel.revival import SECONDS as REVIVAL_SECONDS
+from nsmagic.kernel.revival import Revival
 from nsmagic.kernel.zmtp import Peer, ProtocolError, TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from nsmagic.firewall import Filtered
+    from nsmagic.job import Exit
+    from nsmagic.kernel.revival import Death
     from nsmagic.kernel.settings import Settings
+    from nsmagic.launcher import frames
     from nsmagic.result import Result
 
 InnerChannel = Literal["shell", "control", "stdin", "iopub"]
@@ -50,6 +55,7 @@ _PROBE_SECONDS: Final = 0.1
 _EOF_SECONDS: Final = 0.5
 _START_SECONDS: Final = 120.0
 _LOG_LINES: Final = 200
+_MOST_SAID: Final = 100
 _LOG_LINES_A_SECOND: Final = 10.0
 
 log = logging.getLogger("nsmagic.kernel")
@@ -67,6 +73,12 @@ class _Log:
         self._refilled = time.monotonic()
         self._dropped = 0
         self.last = ""
+        self.heard: Callable[[frames.Keeping | frames.Revived], None] | None = None
+
+    def keeping(self, message: frames.Keeping | frames.Revived) -> None:
+        """What a kernel says of its snapshots."""
+        if self.heard is not None:
+            self.heard(message)
 
     def stream(self, name: str, data: bytes) -> None:
         """Log it, cleaned."""
@@ -129,6 +141,7 @@ class InnerKernel:
         self.peers: dict[InnerChannel, Peer] = {}
         self._broken_since = 0.0
         self._told_to_end = False
+        self._patience = _START_SECONDS
         self._key_text = secrets.token_hex(32)
         self._key = wire.Key(self._key_text.encode())
         self._writer = wire.Writer(self._key)
@@ -138,6 +151,9 @@ class InnerKernel:
         self._heard = False
         self.container = container or make_container(settings)
         self._folder = self.container.spec.sockets
+        self.revival = Revival()
+        self.log.heard = self._hear
+        self.container.watch_deaths(self._die)
         self._thread = threading.Thread(target=self._live, name="nsmagic-inner-kernel", daemon=True)
         self._thread.start()
 
@@ -152,6 +168,8 @@ class InnerKernel:
             "hb_port": _HEARTBEAT_PORT,
             **{f"{channel}_port": port for channel, port in _PORTS.items()},
         }
+        if not self._settings.argv:
+            connection["nsmagic"] = {"keep_state": self._settings.keep_state, "mem": self.container.spec.mem}
         job = replace(
             self._settings.job,
             at_output_limit="drop",  # the limit is for its cells; what goes to the log is no reason to end it
@@ -167,6 +185,32 @@ class InnerKernel:
         self.over = True
         self._wake()
 
+    # ---- its snapshots ------------------------------------------------------------
+
+    def _hear(self, message: frames.Keeping | frames.Revived) -> None:
+        """In the container's thread."""
+        if len(self.revival.said) < _MOST_SAID:
+            self.revival.said.append(message)
+            self._wake()
+
+    def _die(self, exited: Exit) -> None:
+        """In whichever thread reads the report."""
+        self.revival.exits.append(exited)
+        self._wake()
+
+    def empty(self) -> bool:
+        """Whether nothing that it has sent is left to read; its snapshot holds its sockets open."""
+        return all(peer.empty and not peer.behind for peer in self.peers.values())
+
+    def follow(self, death: Death) -> None:
+        """It is dead: look for its snapshot at new sockets."""
+        self.revival.begin(death)
+        for channel in list(self.peers):
+            self._drop(channel)
+        self.started = time.monotonic()
+        self.ready = self._answered = self._heard = False
+        self.broken, self._probe, self._patience = "", "", REVIVAL_SECONDS
+
     # ---- connections --------------------------------------------------------------
 
     def connect(self) -> bool:
@@ -176,13 +220,15 @@ class InnerKernel:
         """
         if self.over or self.broken or len(self.peers) == len(_PORTS):
             return not self.broken
+        if not self.revival.prefix:
+            return False
         folder = self._open_folder()
         if folder is None:
             return False
         try:
             for channel, port in _PORTS.items():
                 if channel not in self.peers:
-                    connection = _connect(folder, f"kernel-{port}")
+                    connection = _connect(folder, f"{self.revival.prefix}-{port}")
                     if connection is None:
                         return False
                     self._add_peer(channel, connection)
@@ -249,8 +295,8 @@ class InnerKernel:
         now = time.monotonic()
         if self._answered and not self.ready and now - self._probed > _PROBE_SECONDS:
             self._send_probe()
-        if not self.ready and now - self.started > _START_SECONDS:
-            self._break(f"it did not answer within {_START_SECONDS:.0f} s", at_once=True)
+        if not self.ready and now - self.started > self._patience:
+            self._break(f"it did not answer within {self._patience:.0f} s", at_once=True)
 
     def _read_once(self, channel: InnerChannel, peer: Peer) -> list[list[bytes] | TooLarge]:
         try:

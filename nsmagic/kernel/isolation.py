@@ -4,6 +4,7 @@
     %isolation --mem 2G --pids 500  change limits of the running kernel
     %isolation save PATH…           copy changed files to the host, to where they would lie there
     %isolation discard              forget all changed files: the kernel starts afresh
+    %isolation undo                 back to before the last cell; stands alone in its cell
     %isolation restart              start afresh
 
 A cell that holds such lines and nothing else never reaches the container.  Nothing that the container prints
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _LINE: Final = re.compile(r"%isolation(?:[ \t]+(.*))?")
 _MOST_LINES: Final = 20
 _LIMITS: Final = ("mem", "swap", "cpus", "pids")
-_WORDS: Final = ("save", "discard", "restart")
+_WORDS: Final = ("save", "discard", "restart", "undo")
 
 Bundle = dict[str, str]
 
@@ -47,6 +48,9 @@ class Owner(Protocol):
 
     def restart(self) -> None:
         """Start afresh."""
+
+    def state_text(self) -> str:
+        """Whether variables survive a cell that dies, and why not."""
 
     def keep_limits(self, limits: dict[str, Any]) -> None:
         """Give them to the containers that follow, too."""
@@ -114,6 +118,8 @@ def run(owner: Owner, words: list[str]) -> Bundle:
             else "no file had changed"
         )
         return views.note(f"The kernel has started afresh: all variables are gone, and {files}.")
+    if words[0] == "undo":
+        raise SpecError("%isolation undo", "stands alone in its cell, and takes nothing behind it")
     if words[0].startswith("-"):
         return _limit(owner, container, words)
     near = options.nearest(words[0], _WORDS)
@@ -139,6 +145,7 @@ def _show(owner: Owner, container: Container) -> Bundle:
         rows.insert(0, ("CPU so far", views.cpu_text(used.cpu_user, used.cpu_system)))
     if owner.settings.cell_timeout is not None:
         rows.append(("cell limit", f"{owner.settings.cell_timeout:g} s for each cell (--cell-timeout)"))
+    rows.append(("state", owner.state_text()))
     mine, others = _own_and_other(container.isolation.workdir, changes)
     rows += views.change_rows(mine)
     if others:

@@ -8,7 +8,7 @@ or, from a gateway, ``KERNEL_MEM=2G``; what the argv says goes before that.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from nsmagic import intake, options
@@ -22,9 +22,20 @@ if TYPE_CHECKING:
     from nsmagic.spec import ContainerSpec, JobSpec
 
 Policy = Literal["safe", "widgets"]
+KeepState = Literal["auto", "on", "off"]
 
 _PREFIXES: Final = ("KERNEL_", "NSMAGIC_")
-_FROM_ENVIRONMENT: Final = ("mem", "swap", "cpus", "pids", "disk", "net", "output_limit", "cell_timeout")
+_FROM_ENVIRONMENT: Final = (
+    "mem",
+    "swap",
+    "cpus",
+    "pids",
+    "disk",
+    "net",
+    "output_limit",
+    "cell_timeout",
+    "keep_state",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Settings:
         job: of the kernel in it.
         policy: what of its rich output may pass.
         cell_timeout: seconds that a cell may run, or None.
+        keep_state: whether a snapshot is made before each cell; another kernel's program makes none.
         name: of the kernel, as messages say it.
         language: of its code.
         argv: another kernel's program, with ``{connection_file}`` in it; empty for an ipykernel.
@@ -48,6 +60,7 @@ class Settings:
     job: JobSpec
     policy: Policy = "safe"
     cell_timeout: float | None = None
+    keep_state: KeepState = "off"
     name: str = "isolated-python"
     language: str = "python"
     argv: tuple[str, ...] = ()
@@ -72,12 +85,16 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     argv = tuple(word.replace(connection_file, CONNECTION_FILE) for word in wrapped)
     if argv and not any(CONNECTION_FILE in word for word in argv):
         raise SpecError("--", "the kernel's argv has no {connection_file} in it")
+    keep: KeepState = "off" if argv else merged.get("keep_state", "auto")
+    if argv and given.get("keep_state", "off") != "off":
+        raise SpecError("--keep-state", "is for our own Python kernels; a wrapped kernel knows nothing of it")
     return Settings(
         connection_file=connection_file,
-        spec=intake.container_spec(merged),
+        spec=replace(intake.container_spec(merged), snapshots=keep != "off"),
         job=intake.job_spec(merged, kind="kernel"),
         policy=given.get("output", "safe"),
         cell_timeout=merged.get("cell_timeout"),
+        keep_state=keep,
         name=given.get("wrapped_name", "python3"),
         language=given.get("language", "python"),
         argv=argv,

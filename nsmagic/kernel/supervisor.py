@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
-from nsmagic.errors import NsmagicError
-from nsmagic.kernel import isolation, refusal, usage, wire
+from nsmagic import views
+from nsmagic.errors import HostError, NsmagicError
+from nsmagic.kernel import isolation, refusal, revival, usage, wire
 from nsmagic.kernel.inner import InnerKernel, make_container
 from nsmagic.kernel.relay import OWN_ANSWERS, Relay
 from nsmagic.kernel.requests import Request, Requests
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from nsmagic.kernel.frontend import Channel, FrontEnd
     from nsmagic.kernel.inner import InnerChannel
     from nsmagic.kernel.settings import Settings
+    from nsmagic.launcher import frames
 
 _CONNECT_MS: Final = 2
 _CONNECT_SECONDS: Final = 2.0
@@ -54,6 +56,7 @@ _STANDBY_SECONDS: Final = 0.3
 _SHUTDOWN_SECONDS: Final = 1.0
 _INTERRUPT_SECONDS: Final = 2.0
 _REPLY_SECONDS: Final = 2.0
+_BEHIND_SECONDS: Final = 0.5
 _MOST_FAILURES: Final = 3
 _MOST_QUEUED: Final = 10_000
 _DRAIN_SECONDS: Final = 0.5
@@ -109,6 +112,8 @@ class Supervisor:
         self._verdict = ""
         self._lost: set[str] = set()
         self._meter = usage.Meter()
+        self._undo: Request | None = None
+        self._last_sent: Request | None = None
         self.left = isolation.LeftFiles()
         self._ending: tuple[Request | None, bool, float] | None = None
         self._done = False
@@ -240,9 +245,16 @@ class Supervisor:
         inner = self._inner
         if inner is None:
             return
+        if inner.revival.exits:
+            self._follow(inner)
+        note = inner.revival.listen()
+        if note is not None:
+            self._tell_why_not(note)
         if not inner.ready and not inner.over:
             inner.connect()
         self._relay_all(inner, events)
+        if inner.revival.death is not None and inner.ready and inner.revival.revived is not None:
+            self._go_on(inner, inner.revival.death, inner.revival.revived)
         if inner.over:
             self._bury(inner)
         else:
@@ -266,12 +278,18 @@ class Supervisor:
         if self._ending is not None:
             return
         how = self._verdict or inner.how_it_ended()
-        outcome = "timeout" if self._verdict else (inner.result.outcome if inner.result else "stopped")
+        outcome: str = "timeout" if self._verdict else (inner.result.outcome if inner.result else "stopped")
+        death = inner.revival.death
+        if death is not None:  # its snapshot could not take over
+            how, outcome = f"{death.how}; its snapshot could not go on: {inner.how_it_ended()}", death.outcome
+        undo, self._undo = death.request if death is not None else self._undo, None
+        if undo is not None:
+            self._relay.fail(undo, "HostError", f"%isolation undo: the snapshot was lost: {how}. {_GONE}")
         if inner.result is not None:
             self.left.keep(inner.result)
         # One that dies again and again before it has run a cell is not worth another start.
         self._failures = 0 if inner.worked else self._failures + 1
-        if inner.ready:
+        if inner.ready or death is not None:
             self._mourn(_ENAMES.get(outcome, "KernelDied"), f"{how}. {_GONE}")
         if self._failures >= _MOST_FAILURES:
             said = f". It said: {inner.log.last.strip()[-500:]}" if inner.log.last.strip() else ""
@@ -280,11 +298,110 @@ class Supervisor:
         else:
             self._start()
 
-    def _mourn(self, ename: str, evalue: str) -> None:
-        """Answer all requests that the dead kernel had, and abort the cells behind them."""
+    # ---- snapshots: see revival -----------------------------------------------------------------
+
+    def _tell_why_not(self, message: frames.Keeping) -> None:
+        """Say once, under the cell that runs, that there is no snapshot before it."""
+        last = self._last_sent
+        if last is not None and message.against != "off":
+            text = (
+                f"nsmagic: no snapshot before this cell: {revival.why_not(message)}. "
+                "If it dies, all variables are gone (--keep-state).\n"
+            )
+            self._front.publish("stream", {"name": "stderr", "text": text}, parent=last.header)
+
+    def _follow(self, inner: InnerKernel) -> None:
+        """The inner kernel has died and its snapshot wakes: take the last words, look for the new sockets."""
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        everything = [peer.fileno() for peer in inner.peers.values()]
+        self._relay_all(inner, everything)
+        while not inner.empty() and time.monotonic() < deadline:
+            self._relay_all(inner, everything)
+        exited = inner.revival.exits.popleft()
+        verdict = inner.container.judge_death(exited)
+        running = self._requests.running()
+        last = running[0] if running else self._last_sent
+        began = time.time() - (time.monotonic() - self._requests.began(last)) if last is not None else None
+        how = self._verdict or revival.told(verdict, exited, inner.container)
+        outcome = "timeout" if self._verdict else verdict.outcome
+        undo, self._undo, self._verdict = self._undo, None, ""
+        inner.follow(revival.Death(outcome, how, began, undo))
+
+    def _go_on(self, inner: InnerKernel, death: revival.Death, revived: frames.Revived) -> None:
+        """The snapshot has taken over: tell whoever ran."""
+        inner.revival.death = None
+        self._relay.begin()
+        running = self._requests.running()
+        running_number = self._number_of(running[0]) if running else None
+        whole = not running and death.request is None and revived.line > self._relay.execution_count
+        kept = revival.variables(revived, running_number, whole=whole)
+        kept += revival.files(inner.container, death.began)
+        if death.request is not None:
+            for request in list(self._requests.open.values()):
+                if request.forwarded is not None:
+                    self._finish_or_repeat(
+                        request, "KernelStopped", "the kernel went back by %isolation undo"
+                    )
+            self._relay.execution_count = max(revived.line - 1, 0)
+            self._isolated(death.request, [views.note(kept)])
+        else:
+            self._mourn(
+                _ENAMES.get(death.outcome, "KernelDied"), f"{death.how}. {kept}", kept=bool(running) or whole
+            )
+
+    def _is_early(self, inner: InnerKernel, commands: list[list[str]]) -> bool:
+        """Whether to wait with going back: the snapshot behind the last cell may be just being made."""
+        last = self._last_sent
+        if commands != [["undo"]] or last is None or time.monotonic() - last.idled > _BEHIND_SECONDS:
+            return False
+        return inner.container.snapshots == 1
+
+    def state_text(self) -> str:
+        """Whether variables survive a cell that dies, and why not."""
+        mode = f"--keep-state {self.settings.keep_state}"
+        if self.settings.keep_state == "off":
+            return "not kept: " + ("it is another program" if self.settings.argv else mode)
+        keeping = self._inner.revival.keeping if self._inner is not None else None
+        if keeping is not None and keeping.against:
+            return f"not kept: {revival.why_not(keeping)} ({mode})"
+        return f"kept: a snapshot before each cell ({mode}); %isolation undo goes back to the last"
+
+    def _number_of(self, request: Request) -> int | None:
+        """The number of a cell that runs; None for one that has none."""
+        if request.silent:
+            return None
+        return self._relay.execution_count + (0 if request.echoed else 1)
+
+    def undo(self, request: Request) -> None:
+        """End the inner kernel, so that its snapshot goes on as it was before the last cell.
+
+        Raises:
+            HostError: there is none.
+        """
+        inner = self._inner
+        if inner is None or not inner.ready or not inner.container.snapshots:
+            keeping = inner.revival.keeping if inner is not None else None
+            if self.settings.keep_state == "off":
+                why = "another program runs" if self.settings.argv else "--keep-state off"
+            else:
+                why = revival.why_not(keeping) if keeping is not None else ""
+            why = why or "no cell has run since the last start, death or undo"
+            raise HostError("%isolation undo", f"there is no snapshot: {why}", "Nothing was changed.")
+        self._undo = request
+        inner.revival.ended = time.monotonic()
+        inner.container.end_payload(to_oldest=True)
+
+    def _mourn(self, ename: str, evalue: str, *, kept: bool = False) -> None:
+        """Answer all requests that the dead kernel had, and abort the cells behind them.
+
+        Args:
+            ename: what happened, as an exception's class.
+            evalue: and in words.
+            kept: whether no more is lost than by any cell that fails.
+        """
         running = self._requests.running()
         for request in list(self._requests.open.values()):
-            if request.executes and not request.can_ask:
+            if request.executes and not request.can_ask and not kept:
                 # Whoever runs without a person must not go on in an empty namespace.
                 self._lost.add(request.session)
             if request in running:
@@ -297,7 +414,7 @@ class Supervisor:
             self._queues[channel] = deque(request for request in queue if not request.replied)
         last = self._requests.last_cell
         if not running and last is not None:
-            if not last.can_ask:
+            if not last.can_ask and not kept:
                 self._lost.add(last.session)
             # It died between cells, of what the last one left running.
             text = f"nsmagic: {evalue}\n"
@@ -360,9 +477,7 @@ class Supervisor:
                 request, refusal.reply(request.kind, "KernelBusy", "too many requests wait already")
             )
         elif not may_execute:
-            text = (
-                "the kernel died in an earlier cell: all variables are gone; run the notebook from its start"
-            )
+            text = "the kernel died in an earlier cell: variables are gone; run the notebook from its start"
             self._relay.fail(request, "KernelDied", text)
         else:
             self._queues[channel].append(request)
@@ -404,7 +519,7 @@ class Supervisor:
                 request = queue[0]
                 commands = isolation.commands(request.code) if request.executes else None
                 if commands is not None:
-                    if not self._requests.shells_are_free():
+                    if not self._requests.shells_are_free() or self._is_early(inner, commands):
                         break
                     queue.popleft()
                     self._isolate(request, commands)
@@ -421,6 +536,8 @@ class Supervisor:
         elif inner.send(channel, request.message):
             request.forwarded = time.monotonic()
             inner.worked = inner.worked or request.executes
+            if request.executes and not request.silent:
+                self._last_sent = request
             if request.kind != "kernel_info_request":  # which is asked again of the next inner kernel
                 request.let_go()
         elif request.kind.endswith("_request"):
@@ -502,22 +619,29 @@ class Supervisor:
         """Answer a cell of ``%isolation`` lines."""
         self._relay.status(request, "busy")
         self._relay.echo(request)
+        try:
+            if commands == [["undo"]]:
+                self.undo(request)
+                return
+            shown = [isolation.run(self, words) for words in commands]
+        except (NsmagicError, OSError, ValueError) as error:
+            self._relay.fail(request, type(error).__name__, str(error))
+        else:
+            self._isolated(request, shown)
+
+    def _isolated(self, request: Request, shown: list[isolation.Bundle]) -> None:
+        """Show what such a cell led to."""
         content = {
             "status": "ok",
             "execution_count": self._relay.execution_count,
             "payload": [],
             "user_expressions": {},
         }
-        try:
-            for words in commands:
-                shown = isolation.run(self, words)
-                self._front.publish(
-                    "display_data", {"data": shown, "metadata": {}, "transient": {}}, parent=request.header
-                )
-        except (NsmagicError, OSError, ValueError) as error:
-            self._relay.fail(request, type(error).__name__, str(error))
-        else:
-            self._relay.finish(request, content)
+        for data in shown:
+            self._front.publish(
+                "display_data", {"data": data, "metadata": {}, "transient": {}}, parent=request.header
+            )
+        self._relay.finish(request, content)
 
     # ---- clocks ----------------------------------------------------------------------------------------
 
@@ -544,7 +668,15 @@ class Supervisor:
                 inner.container.signal(signal.SIGINT)
             elif request.interrupted is not None and now - request.interrupted > _INTERRUPT_SECONDS:
                 self._verdict = f"{self._relay.time_limit_text()}, and did not end when it was interrupted"
-                inner.container.stop()
+                self._end_cell(inner)
+
+    def _end_cell(self, inner: InnerKernel) -> None:
+        """Kill what runs; where a snapshot waits it goes on, else the container is at its end."""
+        if not inner.revival.ended and inner.container.snapshots:
+            inner.revival.ended = time.monotonic()
+            inner.container.end_payload()
+        elif not inner.revival.ended or revival.overdue(inner.revival):
+            inner.container.stop()
 
     def _build_standby(self) -> None:
         """Have a container cloned for the next inner kernel, while nobody waits for it."""

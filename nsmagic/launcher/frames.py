@@ -9,7 +9,7 @@ This module knows no other.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -68,6 +68,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
         hold: it takes no job: init keeps it for others, who join.
         directories: cgroup directories to remove, in this order, when the container is gone.
         confine: ``enum nsm_confinement`` in nsmagic.h.
+        snapshots: a snapshot of the payload may take over when it dies.
         hostname_wished: nobody asked for just this name, so it can be done without.
         private: a folder to remove with all that is in it, when the container is gone; or empty.
         blank: wait for the rest of the plan, which comes with ``Finish``: what is not known now is empty.
@@ -91,6 +92,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     into_cgroup: bool
     directories: list[str]
     confine: int = 0
+    snapshots: bool = False
     hostname_wished: bool = False
     private: str = ""
     blank: bool = False
@@ -252,7 +254,37 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
     status: int
 
 
-FromRunner = Ready | Display | Clear | Failure | Ask | NoProgram | Done | Exited
+class Keeping(msgspec.Struct, frozen=True, tag="keeping"):
+    """Of a kernel: whether it makes a snapshot before each cell has changed.
+
+    Attributes:
+        against: why it does not; empty where it does.
+        amount: threads, bytes or microseconds, as the reason has it.
+    """
+
+    against: Literal["", "off", "host", "threads", "accelerator", "memory", "slow"]
+    amount: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)] = 0
+
+
+class Revived(msgspec.Struct, frozen=True, tag="revived"):
+    """Of a kernel: it died, and this is its snapshot, which goes on.
+
+    Attributes:
+        number: that its sockets' names have in them.
+        line: the number of the cell that the snapshot was made before.
+        processes: of the dead one, that were ended.
+        threads: that are gone.
+        tasks: of its event loop, that are gone.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+    line: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+    processes: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
+    tasks: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
+
+
+FromRunner = Ready | Display | Clear | Failure | Ask | NoProgram | Done | Exited | Keeping | Revived
 
 _TEXT_OR_BYTES: Final = frozenset({0xC4, 0xC5, 0xC6, 0xD9, 0xDA, 0xDB})
 _any = msgspec.msgpack.Decoder()

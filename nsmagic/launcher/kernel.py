@@ -7,14 +7,19 @@ to them; see ``nsmagic.kernel``.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nsmagic.launcher import revive, snapshot
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import NoReturn
+
+    from nsmagic.launcher import frames
 
 CONNECTION_FILE: Final = "connection.json"
 
@@ -81,14 +86,25 @@ def write_connection_file(text: str, folder: str) -> str:
     return str(path)
 
 
-def serve_ipykernel(connection_file: str) -> NoReturn:
-    """Run an ipykernel until it is told to end; the process ends with it."""
+def serve_ipykernel(text: str, folder: str, tell: Callable[[frames.FromRunner], None]) -> NoReturn:
+    """Run an ipykernel until it is told to end; the process ends with it.
+
+    Args:
+        text: its connection file's, and what the supervisor wants beside (``nsmagic``).
+        folder: of its sockets.
+        tell: sends a frame to the owner.
+    """
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - likewise
     from IPython.core.error import UsageError  # noqa: PLC0415 - imported in the launcher
 
     # What python(1) would have made; it is what the user's code is run in.
     sys.argv[:] = ["nsmagic-kernel"]
     _send_in_pieces()
+    connection = json.loads(text)
+    wanted = connection.pop("nsmagic", {})
+    connection_file = write_connection_file(json.dumps(connection), folder)
+    keeper = snapshot.Keeper(wanted.get("keep_state", "off"), wanted.get("mem"), tell)
+    before = set(snapshot.open_descriptors())
     app = IPKernelApp.instance()
     app.initialize(
         [
@@ -110,8 +126,23 @@ def serve_ipykernel(connection_file: str) -> NoReturn:
         )
 
     app.shell.register_magic_function(isolation, "line", "isolation")
-    app.start()
+    keeper.attach(app.kernel, before=before)
+    streams = revive.streams_of(app)
+    while _was_revived(app):
+        number = os.getpid()
+        connection["ip"] = f"{folder}/kernel.{number}"
+        app = revive.revive(app, streams, keeper, connection, f"{connection_file}.{number}")
+    keeper.end()
     _end(0)
+
+
+def _was_revived(app: Any) -> bool:
+    """Run an app; whether we are a snapshot of it by now, because it has died."""
+    try:
+        app.start()
+    except snapshot.Revived:
+        return True
+    return False
 
 
 def _send_in_pieces() -> None:

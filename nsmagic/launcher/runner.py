@@ -221,12 +221,12 @@ def _run_kernel(job: frames.Job, channel: Channel) -> NoReturn:
     from nsmagic.launcher import kernel  # noqa: PLC0415 - only kernels get here
 
     folder, *argv = job.argv
-    path = kernel.write_connection_file(job.code, folder)
     if argv:
         # The program's own words, with the place of the file that it shall read.
+        path = kernel.write_connection_file(job.code, folder)
         _execute([word.replace(frames.CONNECTION_FILE, path) for word in argv], channel)
     try:
-        kernel.serve_ipykernel(path)
+        kernel.serve_ipykernel(job.code, folder, channel.send)
     except BaseException:  # noqa: BLE001 - whatever it can raise, the process ends here
         sys.__excepthook__(*sys.exc_info())
         os._exit(_EXIT_FAILED)

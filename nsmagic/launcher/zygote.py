@@ -291,6 +291,7 @@ class Launcher:
                 "parent_uid": made.parent_uid, "parent_gid": made.parent_gid, "proc_from": -1,
                 "hostname": ffi.NULL if rest.hostname is None else places[-1],
                 "hostname_wished": rest.hostname_wished, "confine": made.confine,
+                "snapshots": made.snapshots,
                 "workdir": places[-2] if rest.workdir else ffi.NULL,
                 "disk_bytes": rest.disk_bytes, "disk_inodes": rest.disk_inodes,
                 "entry_count": len(rest.entries),

@@ -3,7 +3,7 @@
  *
  * When PID 1 ends, the kernel ends every process of its PID namespace: that is how nothing is ever left
  * behind.  So init's whole work is to wait for one of four things and then to end:
- *   - the payload ended           (SIGCHLD): tell the owner how
+ *   - the payload ended           (SIGCHLD): tell the owner how; unless a snapshot of it takes over (snapshot.c)
  *   - the deadline passed         (timerfd): tell the owner so
  *   - the lifeline closed         (the owner died or stopped us)
  *   - orphans died                (SIGCHLD): reap them, that is PID 1's duty
@@ -59,15 +59,40 @@ static int keep_descriptors(const struct nsm_plan *plan)
     return (int)syscall(SYS_close_range, FIRST_UNUSED, ~0U, 0);
 }
 
+static void tell(char kind, const char *cause, int status, const struct rusage *used, bool full)
+{
+    char text[160];
+    int length = snprintf(text, sizeof text, "%c%s %d %lld %lld %ld %d", kind, cause, status,
+                          (long long)used->ru_utime.tv_sec * 1000000 + used->ru_utime.tv_usec,
+                          (long long)used->ru_stime.tv_sec * 1000000 + used->ru_stime.tv_usec, used->ru_maxrss, full);
+    (void)!send(REPORT, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 static void tell_exit(const char *cause, int status, bool full)
 {
     struct rusage used;
     getrusage(RUSAGE_CHILDREN, &used);
-    char text[160];
-    int length = snprintf(text, sizeof text, "%c%s %d %lld %lld %ld %d", NSM_REPORT_EXIT, cause, status,
-                          (long long)used.ru_utime.tv_sec * 1000000 + used.ru_utime.tv_usec,
-                          (long long)used.ru_stime.tv_sec * 1000000 + used.ru_stime.tv_usec, used.ru_maxrss, full);
-    (void)!send(REPORT, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    tell(NSM_REPORT_EXIT, cause, status, &used, full);
+}
+
+/*
+ * The youngest snapshot, or 0.  Our children stand in the order in which they came to us.  Older ones are ended by it
+ * when it has woken: it may be dying itself.
+ * Code inside can give itself that name, and gains nothing by it: it goes on in its own container, in the place of a
+ * payload that it could have killed anyway, until the owner misses its answers.
+ */
+static pid_t find_snapshot(void)
+{
+    FILE *list = fopen("/proc/thread-self/children", "re");
+    if (!list)
+        return 0;
+    pid_t found = 0, pid;
+    while (fscanf(list, "%d", &pid) == 1) {
+        if (nsm_is_snapshot(pid))
+            found = pid;
+    }
+    fclose(list);
+    return found;
 }
 
 /*
@@ -179,9 +204,16 @@ void nsm_init(const struct nsm_plan *plan, pid_t payload, struct nsm_journal *jo
             while (read(CHILDREN, &unread, sizeof unread) > 0)
                 continue;
             int status;
-            for (pid_t child; (child = waitpid(-1, &status, WNOHANG)) > 0;)
-                if (child == payload)
+            struct rusage used;
+            for (pid_t child; (child = wait4(-1, &status, WNOHANG, &used)) > 0;) {
+                if (child != payload)
+                    continue;
+                payload = plan->snapshots ? find_snapshot() : 0;
+                if (payload == 0)
                     finish(plan, "payload", status);
+                tell(NSM_REPORT_DEATH, "payload", status, &used, false);
+                kill(payload, NSM_WAKE);
+            }
         }
         if (events[2].revents)
             finish(plan, "deadline", 0);

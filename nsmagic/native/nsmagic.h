@@ -95,6 +95,7 @@ struct nsm_plan {
     uint64_t disk_bytes;  /* all that the container may write to its file systems */
     uint64_t disk_inodes; /* and in how many files */
     unsigned confine;     /* enum nsm_confinement */
+    int snapshots;        /* when the payload dies, a snapshot of it may take over, see snapshot.c */
 
     const struct nsm_rlimit *rlimits;
     size_t rlimit_count;
@@ -152,6 +153,7 @@ long nsm_end(struct nsm_journal *journal, long result, const char *format, ...)
 #define NSM_REPORT_NAMESPACES 'N' /* then the kinds in decimal, each with a descriptor */
 #define NSM_REPORT_READY 'R'   /* then journal lines: the payload is about to run */
 #define NSM_REPORT_EXIT 'X'    /* then "cause status user_us system_us maxrss_kib full" */
+#define NSM_REPORT_DEATH 'D'   /* the same of a payload whose snapshot takes over */
 
 void nsm_report(int report, char kind, const struct nsm_journal *journal);
 
@@ -220,6 +222,52 @@ int nsm_seccomp(const struct nsm_plan *plan, struct nsm_journal *journal);
 #define NSM_PAYLOAD_GO 5     /* and where it hears that its root is there */
 int nsm_fds_payload(const struct nsm_plan *plan, int go, struct nsm_journal *journal);
 int nsm_fds_only(const int *wanted, size_t count);
+
+/* snapshot.c */
+#define NSM_SNAPSHOT_NAME "nsmagic-kept"
+#define NSM_WAKE SIGUSR2
+#define NSM_OOM_SNAPSHOT "0"
+#define NSM_OOM_PAYLOAD "1000"
+#define NSM_MOST_FILES 256
+
+struct nsm_facts {
+    unsigned long long libraries; /* that were loaded so far, from dl_iterate_phdr(3) */
+    int accelerator;              /* whether one of them drives a GPU */
+    int threads;
+    unsigned long long resident;  /* bytes */
+    unsigned long long private;   /* of those, what is not of a file */
+};
+
+struct nsm_position {
+    int file;
+    int64_t position;
+};
+
+struct nsm_snapshot {
+    pid_t pid;       /* of the one that would be woken, or 0 */
+    int pidfd;       /* likewise, or -1 */
+    pid_t older;     /* of the one before it, which is there to go back to, or 0 */
+    int older_pidfd; /* likewise, or -1 */
+    int oom;    /* our /proc/self/oom_score_adj, or -1 */
+    int writing;     /* how many regular files are open for writing */
+    uint64_t which;  /* a number that is another one where others are */
+    int file_count;
+    struct nsm_position files[NSM_MOST_FILES];
+    int64_t nanoseconds; /* of processor time that the last one took */
+    int processes;       /* of the dead one, that were ended when this one woke */
+};
+
+bool nsm_process_lives(pid_t pid);
+bool nsm_is_snapshot(pid_t pid);
+int nsm_look(struct nsm_facts *facts);
+int nsm_note_positions(struct nsm_snapshot *snapshot);
+pid_t nsm_snapshot(struct nsm_snapshot *snapshot, int keep);
+void nsm_snapshot_end(struct nsm_snapshot *snapshot);
+void nsm_snapshot_end_older(struct nsm_snapshot *snapshot);
+
+/* hot.c */
+void nsm_hot_learn(void);
+void nsm_hot_copy(void);
 
 /* seccomp.c, for the tests: the table and the program made from it. */
 struct nsm_denied {

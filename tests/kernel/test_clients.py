@@ -68,9 +68,20 @@ def test_nbclient_fails_with_the_reason_of_a_death(notebook_client: Callable[...
     assert any(REASON in output.get("evalue", "") for output in client.nb.cells[1].outputs)
 
 
-def test_nbclient_told_to_go_on_after_errors_does_not_go_on_in_an_empty_namespace(
+def test_nbclient_told_to_go_on_after_errors_goes_on_with_what_was_before(
     notebook_client: Callable[..., Any],
 ) -> None:
+    client = notebook_client("a = 6", f"a = 7; {DIES}", "print(a, 'went on')", allow_errors=True)
+    client.execute()
+    outputs = [cell.outputs for cell in client.nb.cells]
+    assert REASON in outputs[1][-1]["evalue"]
+    assert outputs[2][0]["text"] == "6 went on\n"
+
+
+def test_nbclient_told_to_go_on_after_errors_does_not_go_on_in_an_empty_namespace(
+    notebook_client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NSMAGIC_KEEP_STATE", "off")
     client = notebook_client("a = 6", "1 / 0", "print(a)", DIES, "print('went on')", allow_errors=True)
     client.execute()
     outputs = [cell.outputs for cell in client.nb.cells]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # One kernel serves the whole module.
 pytestmark = pytest.mark.xdist_group("kernel_deaths")
@@ -26,11 +26,22 @@ def starts_afresh(kernel: Any) -> None:
     assert cell.text == "False 42\n"
 
 
+@pytest.fixture(scope="module")
+def bare(
+    spec_name: Callable[..., str], run_kernel: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """One kernel without snapshots (test_state is about those) for the whole module."""
+    with run_kernel(
+        spec_name("isolated-python", "--keep-state", "off"), tmp_path_factory.mktemp("notebooks")
+    ) as kernel:
+        yield kernel
+
+
 @pytest.fixture
-def kernel(safe: Any) -> Any:
+def kernel(bare: Any) -> Any:
     """The module's kernel, which holds a variable that a death takes along."""
-    assert safe.run("kept = 1").reply["status"] == "ok"
-    return safe
+    assert bare.run("kept = 1").reply["status"] == "ok"
+    return bare
 
 
 # ---- deaths in a cell ----------------------------------------------------------------------
@@ -38,7 +49,7 @@ def kernel(safe: Any) -> Any:
 
 @pytest.mark.limits
 def test_out_of_memory_is_told_with_limit_and_peak(start: Callable[..., Any]) -> None:
-    kernel = start("isolated-python", "--mem", "192M", limits=True)
+    kernel = start("isolated-python", "--mem", "192M", "--keep-state", "off", limits=True)
     kernel.run("kept = 1")
     error = kernel.run("hog = bytearray(2 << 30)").error
     assert re.match(r"OutOfMemory: out of memory: .*192 MiB", error), error
@@ -161,7 +172,7 @@ def test_whoever_runs_without_a_person_does_not_go_on(kernel: Any) -> None:
 
 
 def test_a_container_that_ends_again_and_again_is_given_up(start: Callable[..., Any]) -> None:
-    kernel = start()
+    kernel = start("isolated-python", "--keep-state", "off")
     for number in range(6):
         assert f"exit status {number + 1}" in kernel.run(f"import os; os._exit({number + 1})").error
     # Each of them had run a cell, so none of them counts as one that cannot start.
@@ -187,7 +198,7 @@ def test_a_cell_that_takes_too_long_is_interrupted(start: Callable[..., Any]) ->
 
 
 def test_a_cell_that_takes_no_interrupt_is_killed(start: Callable[..., Any]) -> None:
-    kernel = start("isolated-python", "--cell-timeout", "1")
+    kernel = start("isolated-python", "--cell-timeout", "1", "--keep-state", "off")
     kernel.run("kept = 1")
     stubborn = "import time\nwhile True:\n  try:\n    time.sleep(60)\n  except KeyboardInterrupt:\n    print('no', flush=True)"
     cell = kernel.run(stubborn)
