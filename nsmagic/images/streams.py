@@ -120,7 +120,7 @@ class _Gzip:
 
 def _zstd() -> Any:
     try:
-        from compression import zstd  # type: ignore[import-not-found]  # noqa: PLC0415 - from Python 3.14 on
+        from compression import zstd  # noqa: PLC0415 - from Python 3.14 on
     except ImportError:
         try:
             from backports import zstd  # noqa: PLC0415 - optional
