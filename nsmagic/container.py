@@ -76,6 +76,8 @@ if TYPE_CHECKING:
 
 _numbers = itertools.count(1)
 _END_SECONDS: Final = 1.0
+_TOLD_SECONDS: Final = 5.0
+"""For init to end all others and tell what they used, which nothing inside can hold up; a slow machine can."""
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _IMAGE_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BUILD_SECONDS: Final = 60.0
@@ -938,7 +940,7 @@ class Container:
         if group_usage.cpu_user is not None or self._report.exit or self._report.closed:
             return
         self._channels.close_lifeline()
-        self._report.wait_for_end(self._channels.report, _END_SECONDS)
+        self._report.wait_for_end(self._channels.report, _TOLD_SECONDS)
 
     def _usage(self, ending: Ending, now: cgroups.Usage) -> Usage:
         before, exited = self._seen, self._report.exit

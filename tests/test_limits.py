@@ -281,10 +281,10 @@ def test_timeout_ends_what_the_job_started() -> None:
     assert nsmagic.run(code, timeout=0.2).outcome == "timeout"
 
 
-def test_a_timeout_is_of_one_job_not_of_the_container_that_runs_on(keep: Any) -> None:
+def test_a_timeout_is_of_one_job_not_of_the_container_that_runs_on(keep: Any, pace: float) -> None:
     container = keep()
-    assert container.run("print(1)", timeout=0.3).stdout == "1\n"
-    slow = container.run("import time; time.sleep(0.6); print(2)")
+    assert container.run("print(1)", timeout=0.3 * pace).stdout == "1\n"
+    slow = container.run(f"import time; time.sleep({0.6 * pace}); print(2)")
     assert (slow.outcome, slow.stdout) == ("exited", "2\n")
 
 
