@@ -461,6 +461,7 @@ def _show_start() -> None:
     hello = launcher.wait_ready(progress)
     if said:
         sys.stderr.write(" ready\n")
+        sys.stderr.flush()  # before anything that the cell prints
     for module, reason in hello.failed:
         text = f"{module} could not be preloaded: {reason}" if module else reason
         sys.stderr.write(f"nsmagic: {text}\n")
