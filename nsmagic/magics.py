@@ -335,6 +335,8 @@ class ContainMagics(Magics):  # type: ignore[misc]
                     sys.stderr.write(_failure_text(behind.result))
             except BaseException as error:  # noqa: BLE001 - whatever it was, wait() raises it
                 behind.error = error
+                if isinstance(error, StartError) and wanted.get("explain"):
+                    display(explain.bundle(error.journal, error), raw=True)
             finally:
                 behind.finish()
                 api.prepare(spec)

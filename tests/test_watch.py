@@ -127,6 +127,34 @@ class TestCurve:
         assert curve_views.text(it, plain=True).isascii()
 
 
+@pytest.mark.limits
+def test_a_notebook_is_not_flooded(quiet: Path) -> None:
+    class Publisher:
+        def __init__(self) -> None:
+            self.updates: list[bool] = []
+
+        def publish(self, data: dict[str, str], metadata: object, *, transient: object, update: bool) -> None:
+            self.updates.append(update)
+
+    publisher = Publisher()
+    with watch.Watch(watch_screens.NotebookScreen(publisher)) as watching:
+        spec, job = (
+            intake.container_from({}),
+            intake.job_from("import time; time.sleep(1)", (), {}, variables=False),
+        )
+        assert api.run_job(spec, job, observer=watching).ok
+    assert publisher.updates[0] is False
+    assert all(publisher.updates[1:]), "one display, updated"
+    assert 3 <= len(publisher.updates) <= 2 + watching.curve.lasted / 0.2
+
+
+def test_what_is_not_counted_is_known_beforehand(limits_lack: str) -> None:
+    lost = {each.what for each in cgroups.mechanisms()[-1].uncounted()}
+    assert lost == {"mem", "cpus", "pids"}
+    if not limits_lack:
+        assert not {"mem", "pids"} & {each.what for each in cgroups.mechanisms()[0].uncounted()}
+
+
 def test_ticks_are_round_and_few() -> None:
     for total in (0.0013, 0.09, 1.0, 2.28, 7.0, 3600.0):
         found = svg.ticks(total)
