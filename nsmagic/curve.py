@@ -138,8 +138,12 @@ class Curve:
             self._width = 2 * self.lasted / MOST_POINTS
 
     def _raise_to_peak(self, at: float) -> None:
-        """Whoever was killed for memory had reached the peak, even if no reading came at that moment."""
+        """Whoever was killed for memory had reached the peak, even where no reading came just then.
+
+        Kernels before Linux 5.19 know no peak (cgroup v2): it was at the limit, which is why it was killed.
+        """
         peak = self.now.memory_peak if self.now is not None else None
+        peak = self.limits.mem if peak is None else peak
         for number, point in enumerate(self.points):
             if point.at >= at and peak is not None:
                 self.points[number] = point._replace(memory=max(peak, point.memory or 0))

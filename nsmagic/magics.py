@@ -335,6 +335,8 @@ class ContainMagics(Magics):  # type: ignore[misc]
                     sys.stderr.write(_failure_text(behind.result))
             except BaseException as error:  # noqa: BLE001 - whatever it was, wait() raises it
                 behind.error = error
+                if isinstance(error, StartError) and wanted.get("explain"):
+                    display(explain.bundle(error.journal, error), raw=True)
             finally:
                 behind.finish()
                 api.prepare(spec)
@@ -461,6 +463,7 @@ def _show_start() -> None:
     hello = launcher.wait_ready(progress)
     if said:
         sys.stderr.write(" ready\n")
+        sys.stderr.flush()  # before anything that the cell prints
     for module, reason in hello.failed:
         text = f"{module} could not be preloaded: {reason}" if module else reason
         sys.stderr.write(f"nsmagic: {text}\n")

@@ -55,7 +55,7 @@ class Step(NamedTuple):
         errno: 0, or why it failed.
         began: seconds since the epoch.
         took: seconds.
-        who: made it: ``launcher``, ``init`` or ``payload``.
+        who: made it: ``launcher``, ``joiner``, ``init`` or ``payload``.
     """
 
     step: str

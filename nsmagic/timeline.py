@@ -32,6 +32,7 @@ _BARS: Final = 48
 _WIDTH, _ROW, _LEFT, _RIGHT = 760, 18, 130, 650
 _TOP: Final = 20
 _LEAST_PIXELS: Final = 2.0
+_LETTER: Final = 6.5
 _MILLISECOND: Final = 1e-3
 
 
@@ -241,8 +242,8 @@ def _bar(span: Span, along: Axis, y: float) -> list[str]:
     words = f"failed: {span.failure}" if span.failure else time_text(span.took)
     if span.waiting:
         words += " waiting"
-    return [
-        svg.label(4, y + 13, span.step),
-        shape(x, y + 3, width, 12, colour),
-        svg.label(x + width + 4, y + 13, words, colour=svg.RED if span.failure else svg.FAINT),
-    ]
+    ink = svg.RED if span.failure else svg.FAINT
+    beside = svg.label(x + width + 4, y + 13, words, colour=ink)
+    if x + width + len(words) * _LETTER > _WIDTH:
+        beside = svg.label(x - 4, y + 13, words, colour=ink, anchor="end")
+    return [svg.label(4, y + 13, span.step), shape(x, y + 3, width, 12, colour), beside]

@@ -17,9 +17,9 @@ CELLS = {
 %%both --harmless
 import os, socket
 print("process", os.getpid())
-print("host   ", socket.gethostname())
+print("user   ", os.getuid())
 print("devices", [name for _, name in socket.if_nameindex()])
-print("root   ", sorted(os.listdir("/"))[:5])""",
+print("here   ", os.path.basename(os.getcwd()))""",
     "one": """\
 %%both --harmless --ns uts,user --hostname lonely -w /
 import os, socket

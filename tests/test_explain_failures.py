@@ -16,7 +16,9 @@ import textwrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from refusals import FILTER, HOME, NUMBERS
+from refusals import FILTER, HOME, NUMBERS, refused
+
+from nsmagic.result import Step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -446,6 +448,20 @@ def test_a_refusal_that_has_another_way_round_is_not_called_a_failure(quiet: Pat
         assert "FAILED" not in text
         assert f"refused: ENOSYS, {os.strerror(e.ENOSYS)}; it went on without" in text
         assert f"refused: EPERM, {os.strerror(e.EPERM)}; it went on without" in text
+
+
+def test_every_call_has_a_reason_where_there_are_no_namespaces(quiet: Path) -> None:
+    from nsmagic import reasons
+
+    no_namespaces = [("clone", e.EPERM, NEWUSER), ("clone3", e.ENOSYS, 0), ("unshare", e.EPERM, 0)]
+    code = (
+        "import json, nsmagic\njournal = nsmagic.run('pass', best_effort=True).check().journal\n"
+        "print(json.dumps([list(step) for step in journal]))"
+    )
+    journal = [Step(*fields) for fields in refused(no_namespaces, code)]
+    assert any(step.step == "landlock" for step in journal)
+    without = {f"{step.step} {step.call}" for step in journal if not all(reasons.why(step))}
+    assert not without
 
 
 def test_a_bind_that_is_not_there_starts_nothing(quiet: Path) -> None:

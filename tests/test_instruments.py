@@ -189,10 +189,17 @@ def test_the_last_expression_is_shown_once() -> None:
         both.shown_last("x =")
 
 
-def test_every_call_of_a_real_run_has_a_reason_and_a_page(quiet: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ns": "all-user", "workdir": "/"}, {"ns": "user,net", "workdir": "/"}, {"hostname": "other"}],
+    ids=str,
+)
+def test_every_call_of_a_real_run_has_a_reason_and_a_page(options: dict[str, Any], quiet: Path) -> None:
     import nsmagic
 
-    journal = nsmagic.run("pass", mem="200M" if os.geteuid() == 0 else None).check().journal
+    if options.get("ns") == "all-user" and os.geteuid() != 0:
+        pytest.skip("host: not root")
+    journal = nsmagic.run("pass", **options).check().journal
     without = {f"{step.step} {step.call}" for step in journal if not all(reasons.why(step))}
     assert not without
 

@@ -39,7 +39,7 @@ WORDS = {
 }
 NO_OUTPUT = {"load", "behind", "built", "stop", "scratch-stop"}
 TAGS = {
-    "a", "b", "br", "code", "div", "i", "img", "p", "pre", "small", "span", "table", "tbody", "td", "th", "thead", "tr",
+    "a", "b", "br", "code", "div", "i", "img", "p", "pre", "small", "span", "strong", "table", "tbody", "td", "th", "thead", "tr",
     "wbr",
 }  # fmt: skip
 ATTRIBUTES = {"style", "src", "alt", "colspan", "href", "title"}

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nsmagic import cgroups, curve, curve_views, svg, watch, watch_screens
+from nsmagic import api, cgroups, curve, curve_views, intake, svg, watch, watch_screens
 from nsmagic.cgroups import Usage
 
 if TYPE_CHECKING:
@@ -74,6 +75,12 @@ class TestCurve:
         assert it.killed == (2 * TICK, "out of memory")
         assert it.points[-1].memory == 128 * MIB
 
+    def test_a_kernel_that_knows_no_peak_has_killed_at_the_limit(self) -> None:
+        it = curve.Curve(LIMITS)
+        it.add(0.0, usage(1 * MIB, memory_peak=None, pids_peak=None, oom_kills=0))
+        it.end(TICK, usage(0, memory_peak=None, pids_peak=None, oom_kills=1), "out of memory")
+        assert it.points[-1].memory == LIMITS.mem
+
     def test_a_share_of_one_half_that_is_used_up_is_at_its_limit(self) -> None:
         """Half of each period at full speed, then nothing: as the kernel gives out a share of time."""
         it = curve.Curve(LIMITS)
@@ -120,6 +127,34 @@ class TestCurve:
         assert curve_views.text(it, plain=True).isascii()
 
 
+@pytest.mark.limits
+def test_a_notebook_is_not_flooded(quiet: Path) -> None:
+    class Publisher:
+        def __init__(self) -> None:
+            self.updates: list[bool] = []
+
+        def publish(self, data: dict[str, str], metadata: object, *, transient: object, update: bool) -> None:
+            self.updates.append(update)
+
+    publisher = Publisher()
+    with watch.Watch(watch_screens.NotebookScreen(publisher)) as watching:
+        spec, job = (
+            intake.container_from({}),
+            intake.job_from("import time; time.sleep(1)", (), {}, variables=False),
+        )
+        assert api.run_job(spec, job, observer=watching).ok
+    assert publisher.updates[0] is False
+    assert all(publisher.updates[1:]), "one display, updated"
+    assert 3 <= len(publisher.updates) <= 2 + watching.curve.lasted / 0.2
+
+
+def test_what_is_not_counted_is_known_beforehand(limits_lack: str) -> None:
+    lost = {each.what for each in cgroups.mechanisms()[-1].uncounted()}
+    assert lost == {"mem", "cpus", "pids"}
+    if not limits_lack:
+        assert not {"mem", "pids"} & {each.what for each in cgroups.mechanisms()[0].uncounted()}
+
+
 def test_ticks_are_round_and_few() -> None:
     for total in (0.0013, 0.09, 1.0, 2.28, 7.0, 3600.0):
         found = svg.ticks(total)
@@ -148,8 +183,6 @@ class Recorder:
 
 def watched(code: str, **options: Any) -> tuple[curve.Curve, Recorder, Any]:
     """Run code and look on."""
-    from nsmagic import api, intake
-
     screen = Recorder()
     spec = intake.container_from(options)
     with watch.Watch(screen) as watching:
@@ -203,8 +236,6 @@ class TestReal:
         assert found.pids_peak == 12
 
     def test_the_second_job_of_a_container_begins_anew(self, keep: Callable[..., Any]) -> None:
-        from nsmagic import intake
-
         box, curves = keep(mem="200M"), []
         for code in ("kept = bytearray(100 << 20); kept[-1]", "import time; time.sleep(0.05)"):
             with watch.Watch(Recorder()) as watching:
@@ -218,7 +249,7 @@ class TestReal:
 def test_where_nobody_counts_it_is_refused_with_the_remedy(
     quiet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nsmagic import HostError, intake
+    from nsmagic import HostError
 
     reason, remedy = "a group cannot be made", "Be root"
     monkeypatch.setattr(cgroups, "mechanisms", lambda: [cgroups.rlimits.Rlimits()])
@@ -235,7 +266,7 @@ def test_where_nobody_counts_it_is_refused_with_the_remedy(
 
 @pytest.mark.container
 def test_a_run_that_comes_to_nothing_does_not_look_as_if_it_went_on(quiet: Path) -> None:
-    from nsmagic import StartError, api, intake
+    from nsmagic import StartError
 
     screen = Recorder()
     spec = intake.container_from({"bind": "/usr/share:/usr/no-such/x"})
@@ -246,6 +277,25 @@ def test_a_run_that_comes_to_nothing_does_not_look_as_if_it_went_on(quiet: Path)
     assert screen.curve is not None
     assert screen.curve.ended is not None
     assert "could not be built" in screen.curve.ended.words
+    assert no_thread_is_left()
+
+
+@pytest.mark.limits
+def test_an_interrupt_ends_the_picture_too(quiet: Path) -> None:
+    class Impatient(Recorder):
+        def show(self, shown: curve.Curve) -> None:
+            super().show(shown)
+            if len(self.seen) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    screen = Impatient()
+    watching = watch.Watch(screen)
+    spec, job = intake.container_from({}), intake.job_from("while True: pass", (), {}, variables=False)
+    with pytest.raises(KeyboardInterrupt), watching:
+        api.run_job(spec, job, observer=watching)
+    assert screen.curve is not None
+    assert screen.curve.ended is not None
+    assert screen.curve.ended.words == "interrupted"
     assert no_thread_is_left()
 
 
@@ -314,6 +364,35 @@ class TestTerminal:
         assert shown.count(b"seen") == 1
 
     @pytest.mark.limits
+    def test_ipython_draws_in_place_on_a_terminal(self, quiet: Path) -> None:
+        ours, theirs = pty.openpty()
+        line = "%contain --watch --mem 100M import time; print('seen', flush=True); time.sleep(1)"
+        command = [
+            sys.executable,
+            "-I",
+            "-m",
+            "IPython",
+            "--no-banner",
+            "--simple-prompt",
+            "--colors=NoColor",
+        ]
+        environment = {**os.environ, "IPYTHONDIR": str(quiet / "ipython")}
+        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+        os.close(theirs)
+        os.write(ours, f"%load_ext nsmagic\n{line}\nexit()\n".encode())
+        shown = b""
+        try:
+            while data := os.read(ours, 1 << 16):
+                shown += data
+        except OSError:
+            pass
+        assert process.wait(60) == 0
+        os.close(ours)
+        assert b"\x1b[4A" in shown
+        assert shown.count(b"ended after") == 1
+        assert b"exit status 0" in shown
+
+    @pytest.mark.limits
     def test_the_command_line_tells_a_file_once(self, quiet: Path) -> None:
         command = [sys.executable, "-I", "-m", "nsmagic.cli", "run", "--watch", "--mem", "64M", "-c", HOG]
         done = subprocess.run(command, capture_output=True, timeout=60, check=False)
@@ -328,7 +407,7 @@ class TestTerminal:
 @pytest.mark.limits
 def test_a_notebook_keeps_the_last_picture(quiet: Path) -> None:
     import nbformat
-    from nbclient import NotebookClient
+    from instrument_cells import run
 
     cells = [
         "%load_ext nsmagic",
@@ -337,10 +416,9 @@ def test_a_notebook_keeps_the_last_picture(quiet: Path) -> None:
         "%%contain --watch --mem 128M --bg --proc job\nprint('behind')",
         "job.wait(30);",  # and nbclient takes an update from the cell that is running only
     ]
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(
-        book, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(quiet)}}
-    ).execute()
+    book = run(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), str(quiet)
+    )
     pictures = [
         [output.data for output in cell.outputs if output.output_type == "display_data"]
         for cell in book.cells

@@ -89,7 +89,7 @@ def test_the_building_is_explained_with_a_picture(shown: Notebook) -> None:
     # The reasons are to be read without scrolling sideways.
     area = shown.cell("explain").locator(".jp-OutputArea-output table").first
     assert area.evaluate("node => node.getBoundingClientRect().right <= window.innerWidth")
-    shown.screenshot("explain", "explain", "explain", most=1150)
+    shown.screenshot("explain", "explain", "explain", most=864)
 
 
 def test_a_failure_is_explained(shown: Notebook) -> None:
