@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build the site: README, course, host pages, options, architecture, as HTML that needs no other server.
 
-usage: website.py OUT               execute the notebooks (those whose copy is older than they are), then build
+usage: website.py OUT               execute the notebooks whose copy is older than they are, then build
        website.py OUT --unexecuted  take the notebooks as students open them; quick
 
 Sphinx builds it, and reads Markdown and notebooks by MyST (myst-nb).  The folder that it builds from,
@@ -34,7 +34,7 @@ BUILT: Final = ROOT / "build" / "wheel" / ".built"
 """Newer than a notebook's executed copy: what it shows may have changed."""
 
 SCOPES: Final = {
-    "container": ("What a container is", "everywhere: `%%contain`, `%contain_config`, `nsmagic run`, the API, kernels"),
+    "container": ("What a container is", "`%%contain`, `%contain_config`, `nsmagic run`, the API, kernels"),
     "job": ("One run", "likewise"),
     "life": ("How long it lives", "`%%contain` and the API"),
     "view": ("What is shown of it", "`%%contain` and `nsmagic run`"),
@@ -47,6 +47,15 @@ SCOPES: Final = {
     "scratch": ("Scratch processes", "`%%scratch`"),
 }  # fmt: skip
 """What the options' reference calls their scopes; see ``options.Option``."""
+
+COURSE: Final = """\
+# The course
+
+What isolation is made of, from *does a container share its host's kernel?* to a container of one's own.
+Each notebook takes 20 to 40 minutes, and is here as it runs from top to bottom before anybody has solved an
+exercise: the checks say what is missing. To work on them, open them in JupyterLab: `make run`. For teachers:
+[Teaching with it](docs/teaching.md).
+"""
 
 CONFIG: Final = """
 project = "nsmagic"
@@ -143,13 +152,7 @@ def options_page() -> str:
 
 def course_page(names: dict[str, str]) -> str:
     """The course's table of contents: each lesson, and what one can say at its end."""
-    parts = [
-        "# The course\n",
-        "What isolation is made of, from *does a container share the kernel with its host?* to a container of "
-        "one's own. Each notebook takes 20 to 40 minutes, and is here as it runs from top to bottom before "
-        "anybody has solved an exercise: the checks say what is missing. To work on them, open them in "
-        "JupyterLab: `make run`. For teachers: [Teaching with it](docs/teaching.md).\n",
-    ]
+    parts = [COURSE]
     for lesson in LESSONS:
         if lesson.name not in names:
             continue

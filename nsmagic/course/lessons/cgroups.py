@@ -129,7 +129,7 @@ def picture(look: Look) -> Picture:
         x = 250 + place * 148
         drawing.line(x + 69, 144, x + 69, 176, colour=GREY)
         drawing.box(x, 176, 138, 60, f"{name} {option}\n{_shown(look, name)}", fill=OWN)
-    rows = (("memory", "the end: killed"), ("cpu", "waits for the next period"), ("pids", "fork is refused"))
+    rows = (("memory", "the end: killed"), ("cpu", "waits for more"), ("pids", "fork is refused"))
     for place, (name, what) in enumerate(rows):
         drawing.box(250 + place * 148, 250, 138, 44, f"{name} reached:\n{what}", fill=DANGER)
     drawing.box(
@@ -156,7 +156,7 @@ def _shown(look: Look, name: str) -> str:
             return "" if share is None else f"{share:g} processors"
         if name == "crowd":
             most = groups.pids_limit(pid)
-            return "" if most is None else f"{most} processes"
+            return "" if most is None else f"{most} with its PID 1"
         most = groups.memory_limit(pid)
         return "no memory limit" if most is None else size_text(most)
     except (OSError, Unmet, ValueError):
