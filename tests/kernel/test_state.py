@@ -458,6 +458,7 @@ def test_a_process_that_calls_itself_a_snapshot_gains_nothing(start: Callable[..
     ok(kernel, "1")
 
 
+@pytest.mark.limits
 def test_its_own_processes_do_not_count_as_the_users(start: Callable[..., Any]) -> None:
     count = (
         "import os, time\nmade = []\ntry:\n    while len(made) < 100:\n        pid = os.fork()\n"
