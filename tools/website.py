@@ -89,6 +89,8 @@ PAGES
 
 notebooks/quickstart
 docs/kernel
+docs/snapshots
+notebooks/snapshots
 docs/scratch
 options
 docs/hosts
@@ -105,7 +107,11 @@ CHANGELOG
 OTHERS
 ```
 """
-PLACED: Final = frozenset({"kernel", "scratch", "hosts", "teaching", "course-authors", "architecture"})
+OTHER_KERNELS: Final = frozenset({"isolated-python"})
+"""Notebooks for these are shown as they are: what runs the others is the plain kernel."""
+PLACED: Final = frozenset(
+    {"kernel", "snapshots", "scratch", "hosts", "teaching", "course-authors", "architecture"}
+)
 
 
 def _tool(name: str) -> ModuleType:
@@ -189,7 +195,7 @@ def _notebooks(source: Path, kept: Path, *, execute: bool) -> dict[str, dict[str
     found = {}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         made: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if execute:
+        if execute and made["metadata"].get("kernelspec", {}).get("name") not in OTHER_KERNELS:
             copy = kept / path.name
             newest = max(path.stat().st_mtime, BUILT.stat().st_mtime if BUILT.exists() else 0)
             if not copy.exists() or copy.stat().st_mtime < newest:

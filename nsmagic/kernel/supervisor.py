@@ -320,8 +320,9 @@ class Supervisor:
         exited = inner.revival.exits.popleft()
         verdict = inner.container.judge_death(exited)
         running = self._requests.running()
-        last = running[0] if running else self._last_sent
-        began = time.time() - (time.monotonic() - self._requests.began(last)) if last is not None else None
+        last = self._last_sent
+        sent = self._requests.began(running[0]) if running else last.forwarded if last is not None else None
+        began = time.time() - (time.monotonic() - sent) if sent is not None else None
         how = self._verdict or revival.told(verdict, exited, inner.container)
         outcome = "timeout" if self._verdict else verdict.outcome
         undo, self._undo, self._verdict = self._undo, None, ""

@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic.launcher import revive, snapshot
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
@@ -41,6 +39,8 @@ _WARM: Final[tuple[str, ...]] = (
     "tornado.queues",
     "unittest.mock",
     "comm",
+    "nsmagic.launcher.snapshot",
+    "nsmagic.launcher.revive",
 )
 """What an ipykernel imports until it has answered its first requests."""
 
@@ -97,6 +97,8 @@ def serve_ipykernel(text: str, folder: str, tell: Callable[[frames.FromRunner], 
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - likewise
     from IPython.core.error import UsageError  # noqa: PLC0415 - imported in the launcher
 
+    from nsmagic.launcher import revive, snapshot  # noqa: PLC0415 - likewise
+
     # What python(1) would have made; it is what the user's code is run in.
     sys.argv[:] = ["nsmagic-kernel"]
     _send_in_pieces()
@@ -138,6 +140,8 @@ def serve_ipykernel(text: str, folder: str, tell: Callable[[frames.FromRunner], 
 
 def _was_revived(app: Any) -> bool:
     """Run an app; whether we are a snapshot of it by now, because it has died."""
+    from nsmagic.launcher import snapshot  # noqa: PLC0415 - imported in the launcher
+
     try:
         app.start()
     except snapshot.Revived:

@@ -458,6 +458,7 @@ def test_a_process_that_calls_itself_a_snapshot_gains_nothing(start: Callable[..
     ok(kernel, "1")
 
 
+@pytest.mark.limits
 def test_its_own_processes_do_not_count_as_the_users(start: Callable[..., Any]) -> None:
     count = (
         "import os, time\nmade = []\ntry:\n    while len(made) < 100:\n        pid = os.fork()\n"
@@ -470,6 +471,29 @@ def test_its_own_processes_do_not_count_as_the_users(start: Callable[..., Any]) 
     kernel = start("isolated-python", "--pids", "40", limits=True)
     ok(kernel, "1")
     assert without <= int(ok(kernel, count).text) <= without + 3
+
+
+def test_the_notebook_that_teaches_it(spec_name: Callable[..., str], tmp_path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    book = nbformat.read(Path(__file__).parents[2] / "notebooks" / "snapshots.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(book, kernel_name=spec_name(), timeout=120, resources=resources).execute()
+    shown = {
+        cell.id: "".join(
+            each.get("text") or each.get("evalue") or each["data"]["text/plain"] for each in cell.outputs
+        )
+        for cell in book.cells
+        if cell.cell_type == "code"
+    }
+    assert KEPT in shown["death-code"]
+    assert shown["after"].startswith("[1, 2, 3]\n")
+    assert shown["undone"] == "[1, 2, 3]\n"
+    assert "score     0  nsmagic-kept" in shown["kept-code"]
+    own = [int(line.split()[-5]) for line in shown["pages-code"].splitlines()]
+    assert own[0] > 64
+    assert own[1] + 10 < own[2] < 64
 
 
 # ---- at any moment -----------------------------------------------------------------------------------------------
