@@ -15,6 +15,7 @@ from nsmagic.errors import (
     ExtractionError,
     HostError,
     LauncherError,
+    NetworkError,
     NsmagicError,
     RunError,
     SpecError,
@@ -26,6 +27,7 @@ from nsmagic.errors import (
 if TYPE_CHECKING:
     from nsmagic.api import run
     from nsmagic.container import Container
+    from nsmagic.networks import Network
     from nsmagic.result import Isolation, Result, Usage
 
 __version__ = "0.1.0"
@@ -36,6 +38,8 @@ __all__ = [
     "HostError",
     "Isolation",
     "LauncherError",
+    "Network",
+    "NetworkError",
     "NsmagicError",
     "Result",
     "RunError",
@@ -52,6 +56,7 @@ __all__ = [
 _LAZY = {
     "run": "nsmagic.api",
     "Container": "nsmagic.container",
+    "Network": "nsmagic.networks",
     "Result": "nsmagic.result",
     "Isolation": "nsmagic.result",
     "Usage": "nsmagic.result",

@@ -35,6 +35,7 @@ from nsmagic.launcher import client, frames
 from nsmagic.outcome import judge
 from nsmagic.plan import make_plan, require_linux
 from nsmagic.result import Failure, Isolation, Result, Usage, Written, read_journal, written_bytes
+from nsmagic.spec import NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from nsmagic.firewall import Filtered
     from nsmagic.intake import ContainerOptions, JobOptions
     from nsmagic.job import Ending, Sink
+    from nsmagic.networks import Attachment
     from nsmagic.plan import Doors, Reach
     from nsmagic.spec import ContainerSpec, JobSpec
 
@@ -133,14 +135,14 @@ class Container:
         self.let_go: Callable[[Container], None] | None = None
         """Who stops it behind its job; without one, that is done before the result is given."""
         require_linux()
-        self.spec = spec or intake.container_from(given)
         self.number = next(_numbers)
+        self.spec = self._named(spec or intake.container_from(given))
         self.keep = keep
         self.started = time.time()
         self._lock = threading.Lock()
         if reach is None and self.spec.best_effort:
             reach = effort.reach(self.spec)
-        self._plan = make_plan(self.spec, client.python_path(), reach, doors)
+        self._plan = make_plan(self.spec, client.python_path(), reach, doors or self._doors())
         self._launcher: client.Launcher | None = None
         self._group: cgroups.Group | None = None
         self._report = Report()
@@ -150,6 +152,22 @@ class Container:
         self._ended = ""
         self._seen = cgroups.Usage()
         self._deaths: list[str] = []
+        self._attachment: Attachment | None = None
+
+    def _named(self, spec: ContainerSpec) -> ContainerSpec:
+        if spec.net in NETWORKS:
+            return spec
+        from nsmagic import networks  # noqa: PLC0415 - few containers are on a lab
+
+        return networks.named(spec, self.number)
+
+    def _doors(self) -> Doors | None:
+        """Where its network is somebody's own: that one's user namespace, to be made in."""
+        if self.spec.net in NETWORKS:
+            return None
+        from nsmagic import networks  # noqa: PLC0415 - likewise
+
+        return networks.doors(self.spec)
 
     # ---- life ------------------------------------------------------------------
 
@@ -182,13 +200,16 @@ class Container:
                     "channels", "pipe2()", error.errno or 0, f"no channels: {error.strerror}"
                 ) from error
             undo.callback(ours.close)
+            attachment = self._attach()
+            if attachment:
+                undo.callback(attachment.close)
             private = self._make_private()
             undo.callback(shutil.rmtree, private, ignore_errors=True)
             with contextlib.ExitStack() as given:
                 for descriptor in theirs:
                     given.callback(os.close, descriptor)
                 tasks, directory = group.open_joins(), group.open_directory()
-                groups = tasks if directory is None else [*tasks, directory]
+                groups = [*tasks, *([] if directory is None else [directory])]
                 for descriptor in groups:
                     given.callback(os.close, descriptor)
                 request = self._plan.request(
@@ -197,13 +218,25 @@ class Container:
                     tasks=len(tasks),
                     into_cgroup=directory is not None,
                     blank=blank,
+                    network=attachment is not None,
                 )
                 doors = self._plan.doors.descriptors if self._plan.doors else []
-                if not launcher.send(request, [*theirs, *groups, *doors]):
+                network = [attachment.end] if attachment else []
+                if not launcher.send(request, [*theirs, *groups, *doors, *network]):
                     raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}")
             undo.pop_all()
-        self._channels, self._launcher, self._group = ours, launcher, group
+        if attachment:
+            attachment.close_end()
+        self._channels, self._launcher, self._group, self._attachment = ours, launcher, group, attachment
         return self
+
+    def _attach(self) -> Attachment | None:
+        """Have somebody wait for it who builds its network from outside, where it has one of those."""
+        if self.spec.net in {"none", "host"}:
+            return None
+        from nsmagic import networks  # noqa: PLC0415 - likewise
+
+        return networks.attach(self.spec, self.number)
 
     def _make_private(self) -> str:
         """The folder that confined code may write to; empty where it needs none."""
@@ -283,6 +316,8 @@ class Container:
         if self._channels is None:
             return
         self._close_channels()
+        if self._attachment is not None:
+            self._attachment.close()
         if self._launcher is not None and self._group is not None and self._group.directories:
             _released[self.number] = (self._launcher, self._group)
         if self._launcher is None or not self._launcher.send(frames.Release(self.number)):

@@ -33,6 +33,7 @@ _ETC: Final = (
 DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _PACKAGE_FOLDERS: Final = ("site-packages", "dist-packages")
 _OWN_FOLDERS: Final = ("/tmp", "/dev", "/dev/shm", "/proc", "/etc", "/run", "/var")  # noqa: S108 - the container's own
+_LAB_FOLDER: Final = "/run/lab"
 _OURS: Final = str(Path(__file__).resolve().parent)
 _ENCODING: Final = sys.getfilesystemencoding()
 _ERRORS: Final = sys.getfilesystemencodeerrors()
@@ -68,6 +69,19 @@ class Identity:
     def home(self) -> str:
         """The user's home folder inside."""
         return "/root" if self.uid == 0 else "/home/user"
+
+
+@dataclass(frozen=True)
+class Names:
+    """How a container learns the addresses of others; see hosts(5), resolv.conf(5).
+
+    Attributes:
+        hosts_folder: the host's folder in which somebody keeps a file ``hosts``; empty for an own one.
+        resolv_conf: the text of its resolv.conf; empty for none.
+    """
+
+    hosts_folder: str = ""
+    resolv_conf: str = ""
 
 
 @dataclass(frozen=True)
@@ -218,7 +232,7 @@ def host_etc() -> list[Entry]:
     ]
 
 
-def _etc(identity: Identity, spec: ContainerSpec) -> list[Entry]:
+def _etc(identity: Identity, spec: ContainerSpec, names: Names) -> list[Entry]:
     entries = list(host_etc())
     hostname = spec.hostname if "uts" in spec.namespaces else os.uname().nodename
     passwd = f"{identity.name}:x:{identity.uid}:{identity.gid}::{identity.home}:/bin/sh\n"
@@ -227,11 +241,15 @@ def _etc(identity: Identity, spec: ContainerSpec) -> list[Entry]:
         _file("/etc/passwd", passwd),
         _file("/etc/group", f"{identity.name}:x:{identity.gid}:\nnogroup:x:65534:\n"),
         _file("/etc/hostname", hostname + "\n"),
-        _file("/etc/hosts", f"127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"),
+        _link("/etc/hosts", f"{_LAB_FOLDER}/hosts")
+        if names.hosts_folder
+        else _file("/etc/hosts", f"127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"),
         _file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
     ]
     if spec.net == "host" and Path("/etc/resolv.conf").exists():
         entries.append(_bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf"))
+    if names.resolv_conf:
+        entries.append(_file("/etc/resolv.conf", names.resolv_conf))
     return entries
 
 
@@ -294,14 +312,18 @@ def _workdir(spec: ContainerSpec, identity: Identity, root: Root) -> list[Entry]
     return []
 
 
-def build_root(spec: ContainerSpec, identity: Identity, python_path: tuple[str, ...]) -> Root:
+def build_root(
+    spec: ContainerSpec, identity: Identity, python_path: tuple[str, ...], names: Names | None = None
+) -> Root:
     """Everything that is put into a container's root, in the order in which it is mounted.
 
     Args:
         spec: what was asked for; its binds and its working directory are absolute.
         identity: who the payload is.
         python_path: the owner's ``sys.path``.
+        names: of a network that others have built.
     """
+    names = names or Names()
     root = Root([], disk_inodes=min(max(spec.disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES))
     if "mount" not in spec.namespaces:
         root.workdir = spec.workdir or "/"
@@ -310,10 +332,12 @@ def build_root(spec: ContainerSpec, identity: Identity, python_path: tuple[str, 
     # Own folders come first, binds below them after: a working directory in /tmp would else be hidden.
     entries = [
         *programs(),
-        *_etc(identity, spec),
+        *_etc(identity, spec, names),
         _private("/tmp", 0o1777),  # noqa: S108 - the container's own
         _link("/var/tmp", "/tmp"),  # noqa: S108 - likewise
         Entry(kinds.DIRECTORY, b"/run"),
+        # A folder, not the file: the file is replaced whenever somebody comes or goes.
+        *([_bind(names.hosts_folder, _LAB_FOLDER)] if names.hosts_folder else []),
         _private("/dev/shm", 0o1777),  # noqa: S108 - likewise
         _private(identity.home, 0o700),
         *([_private(spec.sockets, 0o700)] if spec.sockets else []),

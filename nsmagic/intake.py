@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import filesystem, options
 from nsmagic.errors import SpecError
-from nsmagic.spec import Bind, ContainerSpec, JobSpec, Network
+from nsmagic.spec import Bind, ContainerSpec, JobSpec, Publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         disk: int | str | None
         net: str | None
         ns: str | Iterable[str] | None
+        publish: str | Publish | Iterable[str | Publish] | None
         bind: str | Bind | Iterable[str | Bind] | None
         workdir: str | os.PathLike[str] | None
         hostname: str | None
@@ -66,7 +67,7 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
     workdir = filesystem.resolve_workdir("--workdir", given.get("workdir", base))
     binds = tuple(filesystem.resolve_bind("--bind", bind, base) for bind in given.get("bind", ()))
     namespaces = given.get("ns")
-    net: Network | None = given.get("net")
+    net: str | None = given.get("net")
     if namespaces is None:
         # A host's network means no network namespace; whoever names namespaces says both himself.
         namespaces = ContainerSpec().namespaces - ({"net"} if net == "host" else set())
@@ -74,7 +75,7 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
         net = "none" if "net" in namespaces else "host"
     plain = {
         name: given[name]
-        for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "user", "best_effort")
+        for name in ("mem", "swap", "cpus", "pids", "disk", "publish", "hostname", "user", "best_effort")
         if name in given
     }
     return ContainerSpec(namespaces=namespaces, net=net, binds=binds, workdir=workdir, **plain)

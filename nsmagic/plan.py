@@ -136,6 +136,7 @@ class Plan:
         tasks: int,
         into_cgroup: bool,
         blank: bool = False,
+        network: bool = False,
     ) -> frames.Spawn:
         """The request to the launcher.
 
@@ -145,6 +146,7 @@ class Plan:
             tasks: how many v1 ``tasks`` descriptors go with it.
             into_cgroup: whether a cgroup v2 directory's descriptor does; then those of ``doors`` follow.
             blank: leave open what ``finish`` will tell.
+            network: whether the socket of whoever builds its network does.
         """
         rest = self.finish(number)
         doors = self.doors or Doors((), self.identity.host_uid, self.identity.host_gid)
@@ -169,6 +171,7 @@ class Plan:
             into_cgroup=into_cgroup,
             directories=list(directories),
             blank=blank,
+            network=network,
             hostname_wished=rest.hostname_wished,
             confine=self.view.confine if self.view is not None else 0,
             private=self.view.private if self.view is not None else "",
@@ -196,13 +199,14 @@ class Plan:
         """What is decided when a container is made, so that a blank can become any other of its kind.
 
         None for those that have to be made on purpose: with fewer namespaces, with less than was asked for,
-        with hardly more memory than a warm Python has already touched, or where sources can be opened only
-        before the clone.
+        with hardly more memory than a warm Python has already touched, with a network that is built for it
+        alone, or where sources can be opened only before the clone.
         """
         alone = set(NAMESPACES) - {"net"} <= set(self.namespaces) and not self.choice.missing
         room = self.spec.mem is None or self.spec.mem >= _BLANK_MEMORY
         few = len(self.root.entries) <= _BLANK_ENTRIES
-        if not (alone and room and few) or self.doors or (self.identity.as_root and not _may_mount()):
+        plain = self.spec.net in {"none", "host"} and not self.doors
+        if not (alone and room and few and plain) or (self.identity.as_root and not _may_mount()):
             return None
         return (self.namespaces, self.identity, self.choice.mechanism.name)
 
@@ -308,7 +312,7 @@ def make_plan(
     identity = identity_for(spec, userns="user" in wanted)
     if doors is not None and "user" in joined - wanted:
         identity = replace(identity, uid=doors.uid, gid=doors.gid)
-    root = filesystem.build_root(spec, identity, python_path)
+    root = filesystem.build_root(spec, identity, python_path, _names(spec))
     if wanted and "pid" not in wanted | joined and not identity.as_root:
         root.notes.append("without a PID namespace the code can send signals to all of your processes")
     if wanted and "mount" not in wanted | joined and not identity.as_root:
@@ -317,8 +321,26 @@ def make_plan(
     return Plan(spec, namespaces, added, identity, root, choice, missing, doors=doors)
 
 
+def _names(spec: ContainerSpec) -> filesystem.Names | None:
+    """What its network brings along.
+
+    Raises:
+        HostError: this host has no such network.
+        SpecError: there is none of that name.
+    """
+    if spec.net in {"none", "host"}:
+        return None
+    from nsmagic import networks  # noqa: PLC0415 - most containers need none of it
+
+    return networks.names(spec)
+
+
 def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: str) -> Plan:
     """The weakest there is: no namespace at all, and what ``confinement`` can do."""
+    if spec.net not in {"none", "host"}:
+        raise HostError(
+            f"--net {spec.net}", f"no container can be made here ({refused})", "Say --net none or --net host."
+        )
     identity = identity_for(spec, userns=False)
     limits = cgroups.Limits(mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids)
     choice = cgroups.choose(limits, userns=False, best_effort=True)

@@ -6,6 +6,7 @@ module knows no other but ``errors``.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from dataclasses import dataclass
@@ -41,10 +42,17 @@ _SECONDS: Final = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3
 _NUMBER: Final = re.compile(r"(\d{1,24}(?:\.\d{1,9})?)\s*([a-zA-Z]*)")
 _HOSTNAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LAB: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,29}")
+_PUBLISH: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?")
 _ALIASES: Final = {"mnt": "mount", "network": "net", "hostname": "uts"}
 
+NETWORKS: Final = ("none", "host", "outbound")
+"""What ``--net`` may be besides a lab's name."""
+MAX_PORT: Final = 65535
+MAX_PUBLISHED: Final = 64
+
+_INSTEAD: Final = "for a way in take --net outbound instead of the lab"
 BindMode = Literal["ro", "rw", "cow"]
-Network = Literal["none", "host"]
 AtLimit = Literal["stop", "drop"]
 Rich = Literal["safe", "trusted"]
 
@@ -211,12 +219,77 @@ def parse_bind(option: str, value: object) -> Bind:
     return Bind(source, target, mode)
 
 
-def parse_network(option: str, value: object) -> Network:
-    """``none`` (a loopback of its own, no way out) or ``host`` (the host's own network)."""
-    match value:
-        case "none" | "host" as network:
-            return network
-    raise SpecError(option, f"{_shown(value)} is not a network; choose none or host")
+def parse_network(option: str, value: object) -> str:
+    """``none`` (a loopback of its own, no way out), ``host`` (the host's own network), ``outbound`` or a lab.
+
+    Whether there is a lab of that name is looked up elsewhere.
+
+    Raises:
+        SpecError: no name that a network may have.
+    """
+    if not isinstance(value, str) or not _LAB.fullmatch(value):
+        raise SpecError(option, f"{_shown(value)} is not a network; choose none, host, outbound or a lab's name")
+    return value
+
+
+def parse_lab(option: str, value: object) -> str:
+    """The name of a new lab: 1 to 30 letters, digits, hyphens and underscores, a letter first.
+
+    Raises:
+        SpecError: no such name, or one that means something else.
+    """
+    if not isinstance(value, str) or not _LAB.fullmatch(value):
+        raise SpecError(
+            option, f"{_shown(value)} is no name for a lab: take 1 to 30 letters, digits, - and _, a letter first"
+        )
+    if value in NETWORKS:
+        raise SpecError(option, f"{value} is a network that is always there; take another name")
+    return value
+
+
+@dataclass(frozen=True)
+class Publish:
+    """A port of the host that leads to one of the container.
+
+    Attributes:
+        host: the host's port.
+        box: the container's port.
+        protocol: of both.
+        address: the host's address that it is bound to.
+    """
+
+    host: int
+    box: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    address: str = "127.0.0.1"
+
+    @property
+    def shown(self) -> str:
+        """As a person reads it: ``127.0.0.1:8080 -> 80/tcp``."""
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}:{self.host} -> {self.box}/{self.protocol}"
+
+
+def parse_publish(option: str, value: object) -> Publish:
+    """``[ADDRESS:]HOST:BOX[/tcp|/udp]``: ``8080:80``, ``0.0.0.0:5353:53/udp``, ``[::1]:8080:80``.
+
+    Raises:
+        SpecError: no such text, an address that is none, or a port out of range.
+    """
+    if isinstance(value, Publish):
+        return value
+    match = _PUBLISH.fullmatch(str(value))
+    if not match:
+        raise SpecError(option, f"{_shown(value)} is not [ADDRESS:]HOST:BOX[/udp], as in 8080:80")
+    address, host, box = (match[1] or "127.0.0.1").strip("[]"), int(match[2]), int(match[3])
+    try:
+        address = str(ipaddress.ip_address(address))
+    except ValueError:
+        raise SpecError(option, f"{_shown(address)} is not an address; leave it out for 127.0.0.1") from None
+    for port in (host, box):
+        if not 1 <= port <= MAX_PORT:
+            raise SpecError(option, f"{port} is not a port; give 1 to {MAX_PORT}")
+    return Publish(host, box, "udp" if match[4] == "udp" else "tcp", address)
 
 
 def parse_rich(option: str, value: object) -> Rich:
@@ -244,7 +317,8 @@ class ContainerSpec:
 
     Attributes:
         namespaces: those asked for; ``user`` is added where it takes one to make the others.
-        net: ``none`` or ``host``.
+        net: ``none``, ``host``, ``outbound`` or a lab's name.
+        publish: ports of the host that lead to it.
         mem: bytes of memory, or None for no limit.
         swap: bytes of swap on top of ``mem``.
         cpus: processors' worth of time, or None for no limit.
@@ -261,7 +335,7 @@ class ContainerSpec:
     """
 
     namespaces: frozenset[str] = frozenset(NAMESPACES)
-    net: Network = "none"
+    net: str = "none"
     mem: int | None = None
     swap: int = 0
     cpus: float | None = None
@@ -273,6 +347,7 @@ class ContainerSpec:
     user: int | None = None
     best_effort: bool = False
     sockets: str = ""
+    publish: tuple[Publish, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what concerns more than one field."""
@@ -280,14 +355,33 @@ class ContainerSpec:
             raise SpecError(
                 "--net", "host means no network namespace, but --ns asks for one; leave one of them out"
             )
-        if "net" not in self.namespaces and self.net == "none":
-            raise SpecError("--net", "none needs a network namespace, which --ns leaves out; say --net host")
+        if "net" not in self.namespaces and self.net != "host":
+            raise SpecError(
+                "--net", f"{self.net} needs a network namespace, which --ns leaves out; say --net host"
+            )
+        if self.net == "outbound" and "user" not in self.namespaces:
+            raise SpecError("--net", "outbound needs a user namespace, which --ns leaves out")
+        self._check_published()
         if self.binds and "mount" not in self.namespaces:
             raise SpecError("--bind", "needs a mount namespace, which --ns leaves out")
         targets = [bind.target for bind in self.binds]
         for target in targets:
             if targets.count(target) > 1:
                 raise SpecError("--bind", f"{_shown(target)} is the place of two binds")
+
+    def _check_published(self) -> None:
+        if self.publish and self.net != "outbound":
+            why = {
+                "host": "the host's own network has the container's ports already",
+                "none": "there is no way in without a network; add --net outbound",
+            }.get(self.net, f"a lab has no way in from outside: its members reach each other; {_INSTEAD}")
+            raise SpecError("--publish", why)
+        if len(self.publish) > MAX_PUBLISHED:
+            raise SpecError("--publish", f"at most {MAX_PUBLISHED} ports can be published")
+        places = [(each.address, each.host, each.protocol) for each in self.publish]
+        for each, place in zip(self.publish, places, strict=True):
+            if places.count(place) > 1:
+                raise SpecError("--publish", f"port {each.host}/{each.protocol} of the host is given twice")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""What those have in common who build a container's network from outside: the holder of a lab, pasta's guard.
+
+Both wait at a socket for init's word that its network namespace is there, do their work, and answer with the
+journal lines of what they did; see native/net.c for init's side.  Both have one thread, so that they may go
+into a namespace and come back.
+
+This module must not import pyroute2: it takes a fifth of a second, and pasta's guard needs none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from nsmagic.linux import LinuxError, setns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator
+
+_SCM_CREDENTIALS: Final = 2
+_CREDENTIALS: Final = struct.Struct("=iII")
+_MOST_LINES: Final = 16_000
+_MOST_CALL: Final = 400
+_DONE: Final = b"+"
+_FAILED: Final = b"-"
+
+NO_IPV6: Final = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES})
+"""What the kernel answers about IPv6 where it, or the device, has none: then nothing is reached by it."""
+
+T = TypeVar("T")
+
+
+class StepError(Exception):
+    """A step failed; it stands in the journal."""
+
+
+class Journal:
+    """The calls made for one container, in the form of journal.c: six fields between tabs."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def attempt(
+        self, call: str, function: Callable[[], T], *, bearable: Container[int] = frozenset()
+    ) -> T | None:
+        """Make a call and write it down.
+
+        Args:
+            call: what is done, with its arguments by name.
+            function: does it; what it raises with an errno (``OSError``, pyroute2's errors) is a failure.
+            bearable: errno of failures that nothing is lost by.
+
+        Raises:
+            StepError: it failed in another way.
+        """
+        began = time.time_ns()
+        result, number = None, 0
+        try:
+            result = function()
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must hear of it
+            number = _errno(error)
+            text = str(getattr(error, "strerror", None) or error)
+            if not isinstance(error, LinuxError | OSError) or number == errno.EPROTO:
+                call = f"{call}: {text}"
+        took = time.time_ns() - began
+        call = "".join(c if c.isprintable() else "?" for c in call[:_MOST_CALL])
+        self._lines.append(f"network\t{call}\t{-1 if number else 0}\t{number}\t{began}\t{took}\n")
+        if number and number not in bearable:
+            raise StepError(call)
+        return result
+
+    def add(self, text: str) -> None:
+        """Add lines that another process of ours has written."""
+        self._lines.append(text)
+
+    @property
+    def text(self) -> str:
+        """All lines."""
+        return "".join(self._lines)
+
+    def answer(self, init: socket.socket, *, done: bool) -> None:
+        """Tell init how it went."""
+        text = self.text.encode(errors="replace")
+        while len(text) > _MOST_LINES:  # the last one is what counts
+            text = text.partition(b"\n")[2]
+        with contextlib.suppress(OSError):  # it is dead: nobody is left to be told
+            init.send((_DONE if done else _FAILED) + text)
+
+
+def _errno(error: Exception) -> int:
+    """The number of an error: of the kernel's answer, or EPROTO for what has none."""
+    for name in ("errno", "code"):
+        number = getattr(error, name, None)
+        if isinstance(number, int) and number > 0:
+            return number
+    return errno.EPROTO
+
+
+def prepare(end: socket.socket) -> None:
+    """Have the kernel say who sends, from now on; see SO_PASSCRED in unix(7)."""
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+
+def take_call(end: socket.socket) -> int:
+    """Init's process id, as the kernel says it; 0 where it is gone before it said a word."""
+    try:
+        data, control, _, _ = end.recvmsg(16, socket.CMSG_SPACE(_CREDENTIALS.size))
+    except OSError:
+        return 0
+    for level, kind, value in control:
+        if data and (level, kind) == (socket.SOL_SOCKET, _SCM_CREDENTIALS):
+            return int(_CREDENTIALS.unpack(value[: _CREDENTIALS.size])[0])
+    return 0
+
+
+def open_namespace(pid: int, kind: str) -> int:
+    """A descriptor of a process's namespace, ``net`` or ``user``."""
+    return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+@contextlib.contextmanager
+def inside(namespace: int) -> Iterator[None]:
+    """Be in another network namespace for a while; see setns(2).
+
+    Raises:
+        OSError: the kernel's answer.
+    """
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(namespace)
+        try:
+            yield
+        finally:
+            setns(own)
+    finally:
+        os.close(own)
