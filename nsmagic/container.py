@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from nsmagic.attachment import Attachment
     from nsmagic.firewall import Filtered
     from nsmagic.intake import ContainerOptions, JobOptions
     from nsmagic.job import Ending, Sink
-    from nsmagic.networks import Attachment
     from nsmagic.plan import Doors, Reach
     from nsmagic.spec import ContainerSpec, JobSpec
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import filesystem, options
 from nsmagic.errors import SpecError
-from nsmagic.spec import Bind, ContainerSpec, JobSpec, Publish
+from nsmagic.spec import NETWORKS, Bind, ContainerSpec, JobSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from typing_extensions import TypedDict
+
+    from nsmagic.ports import Publish
 
     class ContainerOptions(TypedDict, total=False):
         """The options of a container, as keyword arguments; see ``options.py`` for what they mean."""
@@ -56,7 +58,7 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
     """A spec from checked options: paths become absolute, and what they name must be there.
 
     Raises:
-        SpecError: a path that is not there, or options at odds with each other.
+        SpecError: a path or a network that is not there, or options at odds with each other.
     """
     try:
         base = os.getcwd()  # noqa: PTH109 - as text
@@ -73,6 +75,10 @@ def container_spec(given: Mapping[str, Any]) -> ContainerSpec:
         namespaces = ContainerSpec().namespaces - ({"net"} if net == "host" else set())
     if net is None:
         net = "none" if "net" in namespaces else "host"
+    if net not in NETWORKS:
+        from nsmagic import labs  # noqa: PLC0415 - few containers are on a lab
+
+        labs.find("--net", net)
     plain = {
         name: given[name]
         for name in ("mem", "swap", "cpus", "pids", "disk", "publish", "hostname", "user", "best_effort")

@@ -1,8 +1,9 @@
 """``--net outbound``: a way out through pasta, which the user installs; and ports published with it.
 
-pasta(1) runs beside the container, as the user, and turns what the container sends into connections of ordinary
-sockets of the host.  So the container reaches what the user reaches, and no more is set up on the host.  Its
-guard (``launcher.outbound``) starts it, closes what must not be reached, and ends it with the container.
+pasta(1) runs beside the container, as the user, and turns what the container sends into connections of
+ordinary sockets of the host.  So the container reaches what the user reaches, and nothing is set up on the
+host for it.  Its guard (``launcher.outbound``) starts it, closes what must not be reached, and ends it with
+the container.
 
 What must not be reached: the host's own loopback, whose services trust whoever can speak to them, and
 the addresses at which a cloud gives its machines their credentials.
@@ -23,14 +24,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from nsmagic.attachment import Attachment, pair
 from nsmagic.errors import HostError, NetworkError, SpecError
 from nsmagic.launcher import client
-from nsmagic.networks import Attachment, pair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nsmagic.spec import Publish
+    from nsmagic.ports import Publish
 
 PACKAGE: Final = "passt"
 INTERFACE: Final = "eth0"
@@ -51,6 +52,8 @@ CLOSED: Final = (
 
 _BOOT: Final = "import sys; sys.path[:] = {path!r}; from nsmagic.launcher.outbound import main; main()"
 _NEEDED: Final = ("--config-net", "--tcp-ns", "--udp-ns", "--no-map-gw")
+_FIRST_SOUND_UDP: Final = "--map-host-loopback"
+"""Came a little after UDP was written anew: until then answers to a port under another number got lost."""
 _WISHED: Final = ("--no-dhcp", "--no-dhcpv6", "--no-ra")
 _END_SECONDS: Final = 5.0
 _ASK_SECONDS: Final = 10.0
@@ -68,7 +71,9 @@ def program() -> str:
     """
     path = shutil.which("pasta")
     if path is None:
-        raise HostError("--net outbound", "pasta is not installed", f"Install it: sudo apt install {PACKAGE}.")
+        raise HostError(
+            "--net outbound", "pasta is not installed", f"Install its package: sudo apt install {PACKAGE}."
+        )
     lacking = [option for option in _NEEDED if option not in _options(path)]
     if lacking:
         raise HostError(
@@ -107,7 +112,11 @@ def _said(path: str, option: str) -> str:
 
 
 def command(path: str, publish: Sequence[Publish]) -> list[str]:
-    """Pasta's words, all but the process id behind them."""
+    """Pasta's words, all but the process id behind them.
+
+    Raises:
+        SpecError: it cannot publish a port so.
+    """
     words = [path, "--quiet", "--config-net", "--ns-ifname", INTERFACE]
     # Nothing of the host's loopback, neither by the gateway's address nor by the container's own loopback.
     words += ["--no-map-gw", "--tcp-ns", "none", "--udp-ns", "none"]
@@ -115,6 +124,12 @@ def command(path: str, publish: Sequence[Publish]) -> list[str]:
     for protocol, option in (("tcp", "--tcp-ports"), ("udp", "--udp-ports")):
         ports = [each for each in publish if each.protocol == protocol]
         for each in ports:
+            if protocol == "udp" and each.host != each.box and _FIRST_SOUND_UDP not in _options(path):
+                raise SpecError(
+                    "--publish",
+                    f"this pasta loses the answers to a UDP port under another number: publish "
+                    f"{each.box}:{each.box}/udp, or install a {PACKAGE} of 2024-08 or newer",
+                )
             words += [option, f"{each.address}/{each.host}:{each.box}"]
         if not ports:
             words += [option, "none"]

@@ -310,6 +310,8 @@ def make_plan(
         added = ("user",)
     namespaces = tuple(name for name in NAMESPACES if name in wanted)
     identity = identity_for(spec, userns="user" in wanted)
+    if spec.net == "outbound" and not identity.as_root:
+        choice = _counting_pasta(choice)
     if doors is not None and "user" in joined - wanted:
         identity = replace(identity, uid=doors.uid, gid=doors.gid)
     root = filesystem.build_root(spec, identity, python_path, _names(spec))
@@ -319,6 +321,21 @@ def make_plan(
         root.notes.append("without a mount namespace the code can read and write all of your files")
     missing = {f"{name} namespace": why for name, why in reach.refused.items()} if reach is not None else {}
     return Plan(spec, namespaces, added, identity, root, choice, missing, doors=doors)
+
+
+def _counting_pasta(choice: Choice) -> Choice:
+    """RLIMIT_NPROC counts pasta too: one more process of the same user in the same user namespace."""
+    if _nproc() not in choice.rlimits:
+        return choice
+    from nsmagic.cgroups import rlimits  # noqa: PLC0415 - for the words
+
+    soft, hard = choice.rlimits[_nproc()]
+    limits = replace(choice.limits, pids=(choice.limits.pids or 0) + 1)
+    return replace(
+        choice,
+        rlimits={**choice.rlimits, _nproc(): (soft + 1, hard + 1)},
+        enforced={**choice.enforced, "pids": rlimits.nproc_text(limits)},
+    )
 
 
 def _names(spec: ContainerSpec) -> filesystem.Names | None:

@@ -1,18 +1,20 @@
 """What a container should be: pure data, validated, no I/O.
 
 A spec says what is wanted; whether this host can do it is the business of ``host`` and ``cgroups``.  This
-module knows no other but ``errors``.
+module knows no other but ``errors`` and ``ports``.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from nsmagic.errors import SpecError
+
+if TYPE_CHECKING:
+    from nsmagic.ports import Publish
 
 NAMESPACES: Final = ("user", "pid", "mount", "net", "uts", "ipc", "cgroup", "time")
 """Every kind of namespace, by the name that namespaces(7) gives it."""
@@ -43,12 +45,10 @@ _NUMBER: Final = re.compile(r"(\d{1,24}(?:\.\d{1,9})?)\s*([a-zA-Z]*)")
 _HOSTNAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LAB: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,29}")
-_PUBLISH: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?")
 _ALIASES: Final = {"mnt": "mount", "network": "net", "hostname": "uts"}
 
 NETWORKS: Final = ("none", "host", "outbound")
 """What ``--net`` may be besides a lab's name."""
-MAX_PORT: Final = 65535
 MAX_PUBLISHED: Final = 64
 
 _INSTEAD: Final = "for a way in take --net outbound instead of the lab"
@@ -228,7 +228,7 @@ def parse_network(option: str, value: object) -> str:
         SpecError: no name that a network may have.
     """
     if not isinstance(value, str) or not _LAB.fullmatch(value):
-        raise SpecError(option, f"{_shown(value)} is not a network; choose none, host, outbound or a lab's name")
+        raise SpecError(option, f"{_shown(value)} is not a network; say none, host, outbound or a lab's name")
     return value
 
 
@@ -240,56 +240,12 @@ def parse_lab(option: str, value: object) -> str:
     """
     if not isinstance(value, str) or not _LAB.fullmatch(value):
         raise SpecError(
-            option, f"{_shown(value)} is no name for a lab: take 1 to 30 letters, digits, - and _, a letter first"
+            option,
+            f"{_shown(value)} is no name for a lab: take a letter and up to 29 letters, digits, - or _",
         )
     if value in NETWORKS:
         raise SpecError(option, f"{value} is a network that is always there; take another name")
     return value
-
-
-@dataclass(frozen=True)
-class Publish:
-    """A port of the host that leads to one of the container.
-
-    Attributes:
-        host: the host's port.
-        box: the container's port.
-        protocol: of both.
-        address: the host's address that it is bound to.
-    """
-
-    host: int
-    box: int
-    protocol: Literal["tcp", "udp"] = "tcp"
-    address: str = "127.0.0.1"
-
-    @property
-    def shown(self) -> str:
-        """As a person reads it: ``127.0.0.1:8080 -> 80/tcp``."""
-        address = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{address}:{self.host} -> {self.box}/{self.protocol}"
-
-
-def parse_publish(option: str, value: object) -> Publish:
-    """``[ADDRESS:]HOST:BOX[/tcp|/udp]``: ``8080:80``, ``0.0.0.0:5353:53/udp``, ``[::1]:8080:80``.
-
-    Raises:
-        SpecError: no such text, an address that is none, or a port out of range.
-    """
-    if isinstance(value, Publish):
-        return value
-    match = _PUBLISH.fullmatch(str(value))
-    if not match:
-        raise SpecError(option, f"{_shown(value)} is not [ADDRESS:]HOST:BOX[/udp], as in 8080:80")
-    address, host, box = (match[1] or "127.0.0.1").strip("[]"), int(match[2]), int(match[3])
-    try:
-        address = str(ipaddress.ip_address(address))
-    except ValueError:
-        raise SpecError(option, f"{_shown(address)} is not an address; leave it out for 127.0.0.1") from None
-    for port in (host, box):
-        if not 1 <= port <= MAX_PORT:
-            raise SpecError(option, f"{port} is not a port; give 1 to {MAX_PORT}")
-    return Publish(host, box, "udp" if match[4] == "udp" else "tcp", address)
 
 
 def parse_rich(option: str, value: object) -> Rich:

@@ -6,12 +6,12 @@
 
 A network namespace lives as long as somebody is in it; the holder is who stays.  An ordinary user may lay a
 cable between two network namespaces only with rights over the owners of both.  So the holder has a user
-namespace of its own, and the members' user namespaces are its children: whoever has all capabilities in a user
-namespace has them in those below, too.  Root has them anyway, and its lab has no user namespace.
+namespace of its own, and the members' user namespaces are its children: whoever has all capabilities in a
+user namespace has them in those below, too.  Root has them anyway, and its lab has no user namespace.
 
 The holder keeps the list of members, so no address and no name is given twice: one is free again when the
-kernel has said that its member's init is dead (pidfd_open(2)), and the cable is gone.  It serves one owner, and
-ends with it.  See bridge(8), veth(4), rtnetlink(7), user_namespaces(7).
+kernel has said that its member's init is dead (pidfd_open(2)), and the cable is gone.  It serves one owner,
+and ends with it.  See bridge(8), veth(4), rtnetlink(7), user_namespaces(7).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import shutil
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pyroute2 import IPRoute, NetlinkError
@@ -45,15 +46,13 @@ from nsmagic.launcher.lab_frames import (
 )
 from nsmagic.launcher.wiring import Journal, StepError
 from nsmagic.linux import (
-    CLONE_NEWNET,
-    CLONE_NEWUSER,
-    PR_SET_NAME,
     LinuxError,
     deny_setgroups,
     prctl,
     unshare,
     write_id_map,
 )
+from nsmagic.linux_constants import CLONE_NEWNET, CLONE_NEWUSER, PR_SET_NAME
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -211,60 +210,63 @@ class Holder:
             self._unplug(member)
 
     def _plug(self, member: _Member, pid: int, journal: Journal) -> None:
-        """Lay the cable between the bridge and the container, and set up its end."""
+        """Lay the cable between the bridge and the container, and set up both ends.
+
+        Raises:
+            StepError: a step failed.
+        """
         member.pid = pid
-        member.pidfd = journal.attempt(f"pidfd_open({pid})", lambda: os.pidfd_open(pid)) or -1
+        member.pidfd = journal.attempt(f"pidfd_open({pid})", lambda: os.pidfd_open(pid))
         self._poll.register(member.pidfd, select.POLLIN)
         namespace = journal.attempt(
             f'open("/proc/{pid}/ns/net", O_RDONLY)', lambda: wiring.open_namespace(pid, "net")
         )
-        assert namespace is not None  # noqa: S101 - it would have raised
         try:
             journal.attempt(
                 f'RTM_NEWLINK(kind=veth, name="{member.port}", master="{BRIDGE}", peer="{INTERFACE}" in the '
                 f"container, address={self._mac(member)})",
-                lambda: self._ip.link(
-                    "add",
-                    ifname=member.port,
-                    kind="veth",
-                    master=self._bridge,
-                    peer={"ifname": INTERFACE, "net_ns_fd": namespace, "address": self._mac(member)},
-                ),
+                lambda: self._lay_cable(member, namespace),
             )
-            member.cable = self._ip.link_lookup(ifname=member.port)[0]
             journal.attempt(
                 f'RTM_SETLINK(name="{member.port}", state=up)', lambda: self._bring_up(member.cable)
             )
-            journal.attempt("setns(the container's network namespace)", lambda: self._configure(member, namespace, journal))
+            inner = journal.attempt(
+                "setns(the container's network namespace, CLONE_NEWNET) and back, with a netlink socket",
+                lambda: wiring.in_namespace(namespace, IPRoute),
+            )
+            with contextlib.closing(inner):
+                self._configure(self._address(member), inner, journal)
         finally:
             os.close(namespace)
         journal.attempt(f'rename("{HOSTS}.new", "{HOSTS}")', self._write_hosts)
+
+    def _lay_cable(self, member: _Member, namespace: int) -> None:
+        peer = {"ifname": INTERFACE, "net_ns_fd": namespace, "address": self._mac(member)}
+        self._ip.link("add", ifname=member.port, kind="veth", master=self._bridge, peer=peer)
+        member.cable = self._ip.link_lookup(ifname=member.port)[0]
 
     def _bring_up(self, port: int) -> None:
         with contextlib.suppress(NetlinkError):  # a kernel without IPv6
             self._ip.link("set", index=port, **_NO_LINK_LOCAL)
         self._ip.link("set", index=port, state="up")
 
-    def _configure(self, member: _Member, namespace: int, journal: Journal) -> None:
-        """The container's end, from inside."""
-        address = self._address(member)
-        with wiring.inside(namespace):
-            inner = IPRoute()
-        with contextlib.closing(inner):
-            (index,) = inner.link_lookup(ifname=INTERFACE)
-            journal.attempt(
-                f'RTM_SETLINK(name="{INTERFACE}", addr_gen_mode=none)',
-                lambda: inner.link("set", index=index, **_NO_LINK_LOCAL),
-                bearable=wiring.NO_IPV6,
-            )
-            journal.attempt(
-                f'RTM_NEWADDR(name="{INTERFACE}", address={address}/24)',
-                lambda: inner.addr("add", index=index, address=address, prefixlen=24),
-            )
-            journal.attempt(
-                f'RTM_SETLINK(name="{INTERFACE}", state=up)',
-                lambda: inner.link("set", index=index, state="up"),
-            )
+    @staticmethod
+    def _configure(address: str, inner: IPRoute, journal: Journal) -> None:
+        """The container's end, by a socket that speaks to its network namespace."""
+        (index,) = inner.link_lookup(ifname=INTERFACE)
+        journal.attempt_or_not(
+            f'RTM_SETLINK(name="{INTERFACE}", addr_gen_mode=none)',
+            lambda: inner.link("set", index=index, **_NO_LINK_LOCAL),
+            wiring.NO_IPV6,
+        )
+        journal.attempt(
+            f'RTM_NEWADDR(name="{INTERFACE}", address={address}/24)',
+            lambda: inner.addr("add", index=index, address=address, prefixlen=24),
+        )
+        journal.attempt(
+            f'RTM_SETLINK(name="{INTERFACE}", state=up)',
+            lambda: inner.link("set", index=index, state="up"),
+        )
 
     def _unplug(self, member: _Member) -> None:
         """It is dead, or could not be made: its name and its address are free again."""
@@ -300,7 +302,8 @@ class Holder:
         seen = []
         for member in self._members.values():
             link = links.get(member.cable)
-            up, counted = False, {}
+            up = False
+            counted: dict[str, int] = {}
             if link is not None:
                 up = link.get_attr("IFLA_OPERSTATE") == "UP"
                 counted = link.get_attr("IFLA_STATS64") or {}
@@ -323,11 +326,11 @@ def listening(pid: int) -> list[str]:
     """What is served on in a process's network namespace: ``80/tcp``, sorted; see proc_pid_net(5)."""
     found: set[tuple[int, str]] = set()
     for protocol, state in _LISTENS.items():
-        for family in ("", "6"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/net/{protocol}{family}", encoding="ascii") as file:  # noqa: PTH123, E501
-                for line in file.read(1 << 20).splitlines()[1:]:
-                    words = line.split()
-                    if len(words) > 3 and words[3] == state:  # noqa: PLR2004 - the fourth word
+        for table in (protocol, f"{protocol}6"):
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii")
+                for words in map(str.split, text.splitlines()[1:]):
+                    if words[3] == state:
                         found.add((int(words[1].rpartition(":")[2], 16), protocol))
     return [f"{port}/{protocol}" for port, protocol in sorted(found)][:_MOST_LISTENED]
 

@@ -55,7 +55,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
     why: str
     errno: int = 0
-    members: list[tuple[str, int]] = []  # noqa: RUF012 - msgspec copies it
+    members: list[tuple[str, int]] = []
 
 
 class Seen(msgspec.Struct, frozen=True):

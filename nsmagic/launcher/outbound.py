@@ -6,20 +6,20 @@
 pasta(1) goes into the background when it has set up the container's network; the guard is a subreaper, so it
 stays its parent.  It ends pasta when init or the owner is gone: pasta itself would stay.
 
-An address is closed by making it the container's own: a route of type *local* over the tap device, in the table
-that the kernel looks into first.  A socket that is bound to that device finds it, too; an *unreachable* route,
-or the loopback's own, it would pass by, and pasta would connect to the host's 127.0.0.1.  The container has no
-capability to change its routes.  See rtnetlink(7), ip-route(8), socket(7) (SO_BINDTODEVICE).
+An address is closed by making it the container's own: a route of type *local* over the tap device, in the
+table that the kernel looks into first.  A socket that is bound to that device finds it, too; an *unreachable*
+route, or the loopback's own, it would pass by, and pasta would connect to the host's 127.0.0.1.  The
+container has no capability to change its routes.  See rtnetlink(7), ip-route(8), socket(7) (SO_BINDTODEVICE).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import json
 import os
-import re
 import select
 import signal
 import socket
@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic.launcher import wiring
 from nsmagic.launcher.wiring import Journal, StepError
-from nsmagic.linux import CLONE_NEWNET, CLONE_NEWUSER, PR_SET_CHILD_SUBREAPER, PR_SET_NAME, prctl, setns
+from nsmagic.linux import prctl, setns
+from nsmagic.linux_constants import CLONE_NEWNET, CLONE_NEWUSER, PR_SET_CHILD_SUBREAPER, PR_SET_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,10 +128,10 @@ def close_addresses(pid: int, interface: str, networks: list[str], journal: Jour
     journal.attempt("setns(the container's network namespace)", lambda: setns(net, CLONE_NEWNET))
     device = socket.if_nametoindex(interface)
     for network in networks:
-        request = local_route(network, device)
-        bearable: frozenset[int] = wiring.NO_IPV6 if ":" in network else frozenset()
         call = f'RTM_NEWROUTE(type=local, destination={network}, name="{interface}", table=local)'
-        journal.attempt(call, lambda request=request: ask_kernel(request), bearable=bearable)  # type: ignore[misc]
+        request = local_route(network, device)
+        bearable = wiring.NO_IPV6 if ":" in network else frozenset()
+        journal.attempt_or_not(call, functools.partial(ask_kernel, request), bearable)
 
 
 def in_child(work: Callable[[Journal], None], journal: Journal) -> None:
@@ -154,7 +155,7 @@ def in_child(work: Callable[[Journal], None], journal: Journal) -> None:
     with open(lines, encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
         journal.add(file.read())
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-        raise StepError
+        raise StepError(errno.EPROTO)
 
 
 def build(pid: int, config: dict[str, Any], journal: Journal) -> None:
@@ -209,7 +210,7 @@ def main() -> NoReturn:
                 build(pid, config, journal)
                 done = True
             journal.answer(init, done=done)
-            if done and pidfd is not None:
+            if done:
                 poll.unregister(init.fileno())
                 poll.register(pidfd, select.POLLIN)
                 init.close()

@@ -17,10 +17,10 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from nsmagic.linux import LinuxError, setns
+from nsmagic.linux import setns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Container
 
 _SCM_CREDENTIALS: Final = 2
 _CREDENTIALS: Final = struct.Struct("=iII")
@@ -36,7 +36,15 @@ T = TypeVar("T")
 
 
 class StepError(Exception):
-    """A step failed; it stands in the journal."""
+    """A step failed; it stands in the journal.
+
+    Attributes:
+        errno: the kernel's answer.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(os.strerror(number))
+        self.errno = number
 
 
 class Journal:
@@ -45,34 +53,42 @@ class Journal:
     def __init__(self) -> None:
         self._lines: list[str] = []
 
-    def attempt(
-        self, call: str, function: Callable[[], T], *, bearable: Container[int] = frozenset()
-    ) -> T | None:
+    def attempt(self, call: str, function: Callable[[], T]) -> T:
         """Make a call and write it down.
 
         Args:
             call: what is done, with its arguments by name.
-            function: does it; what it raises with an errno (``OSError``, pyroute2's errors) is a failure.
-            bearable: errno of failures that nothing is lost by.
+            function: does it; whatever it raises is a failure.
 
         Raises:
-            StepError: it failed in another way.
+            StepError: it failed.
         """
         began = time.time_ns()
-        result, number = None, 0
         try:
             result = function()
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must hear of it
             number = _errno(error)
-            text = str(getattr(error, "strerror", None) or error)
-            if not isinstance(error, LinuxError | OSError) or number == errno.EPROTO:
-                call = f"{call}: {text}"
+            self._write(f"{call}{_words_of(error, number)}", -1, number, began)
+            raise StepError(number) from None
+        self._write(call, 0, 0, began)
+        return result
+
+    def attempt_or_not(self, call: str, function: Callable[[], object], bearable: Container[int]) -> None:
+        """Likewise, but nothing is lost by a failure with one of these errno.
+
+        Raises:
+            StepError: it failed in another way.
+        """
+        try:
+            self.attempt(call, function)
+        except StepError as error:
+            if error.errno not in bearable:
+                raise
+
+    def _write(self, call: str, result: int, number: int, began: int) -> None:
         took = time.time_ns() - began
         call = "".join(c if c.isprintable() else "?" for c in call[:_MOST_CALL])
-        self._lines.append(f"network\t{call}\t{-1 if number else 0}\t{number}\t{began}\t{took}\n")
-        if number and number not in bearable:
-            raise StepError(call)
-        return result
+        self._lines.append(f"network\t{call}\t{result}\t{number}\t{began}\t{took}\n")
 
     def add(self, text: str) -> None:
         """Add lines that another process of ours has written."""
@@ -101,6 +117,13 @@ def _errno(error: Exception) -> int:
     return errno.EPROTO
 
 
+def _words_of(error: Exception, number: int) -> str:
+    """What an error says beyond its number, if that is all that there is to know."""
+    plain = isinstance(error, OSError) and number != errno.EPROTO
+    text = "" if plain or type(error).__name__ == "NetlinkError" else " ".join(str(error).split())
+    return f": {text}" if text else ""
+
+
 def prepare(end: socket.socket) -> None:
     """Have the kernel say who sends, from now on; see SO_PASSCRED in unix(7)."""
     end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -123,9 +146,8 @@ def open_namespace(pid: int, kind: str) -> int:
     return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-@contextlib.contextmanager
-def inside(namespace: int) -> Iterator[None]:
-    """Be in another network namespace for a while; see setns(2).
+def in_namespace(namespace: int, function: Callable[[], T]) -> T:
+    """Call a function in another network namespace, and come back; see setns(2).
 
     Raises:
         OSError: the kernel's answer.
@@ -134,7 +156,7 @@ def inside(namespace: int) -> Iterator[None]:
     try:
         setns(namespace)
         try:
-            yield
+            return function()
         finally:
             setns(own)
     finally:

@@ -219,7 +219,7 @@ class Launcher:
         plan.lifeline, plan.report, plan.control = lifeline, report, control
         plan.stdin_fd, plan.stdout_fd, plan.stderr_fd = stdin, stdout, stderr
         plan.late = late
-        plan.network = descriptors[-1] if request.network else -1
+        plan.network = rest.pop(0) if request.network else -1
         pid: int = lib.nsm_spawn_python(plan, entries)
         if pid == 0:
             self._become_payload(plan, confined=bool(request.joins))
