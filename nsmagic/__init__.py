@@ -74,15 +74,17 @@ def __getattr__(name: str) -> object:
 
 def load_ipython_extension(ipython: object) -> None:
     """``%load_ext nsmagic``: add the magics, and start the launcher in the background."""
-    from nsmagic import magics, scratch_magics  # noqa: PLC0415 - only in IPython
+    from nsmagic import magics, network_magics, scratch_magics  # noqa: PLC0415 - only in IPython
 
     magics.load(ipython)
     scratch_magics.load(ipython)
+    network_magics.load(ipython)
 
 
 def unload_ipython_extension(ipython: object) -> None:
     """``%unload_ext nsmagic``: end the launcher and all its containers."""
-    from nsmagic import magics, scratch_magics  # noqa: PLC0415 - only in IPython
+    from nsmagic import magics, network_magics, scratch_magics  # noqa: PLC0415 - only in IPython
 
     scratch_magics.unload()
     magics.unload(ipython)
+    network_magics.unload()

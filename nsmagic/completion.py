@@ -1,15 +1,17 @@
-"""Tab completion of the options of ``%%contain``, ``%contain``, ``%contain_config``, ``%%scratch``."""
+"""Tab completion: the options of ``%%contain`` and its like, the words of ``%network``."""
 
 from __future__ import annotations
 
 import re
+import sys
 from typing import Final
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from nsmagic import options
 
-_LINE: Final = re.compile(r"\s*(%%contain|%contain_config|%contain|%%scratch\s+\w+)\s(.*)", re.DOTALL)
+_MAGIC: Final = r"%%contain|%contain_config|%contain|%%scratch\s+\w+|%network"
+_LINE: Final = re.compile(rf"\s*({_MAGIC})\s(.*)", re.DOTALL)
 
 _SCOPES: Final = {"%contain_config": options.CONFIG_SCOPES, "%%scratch": options.SCRATCH_SCOPES}
 
@@ -23,6 +25,8 @@ def candidates(line: str) -> list[str]:
     match = _LINE.match(line)
     if not match:
         return []
+    if match[1] == "%network":
+        return _network(match[2].split(" "))
     scopes = _SCOPES.get(match[1].split()[0], options.MAGIC_SCOPES)
     known = {flag: option for option in options.of(scopes) for flag in option.flags}
     words = match[2].split(" ")
@@ -33,8 +37,22 @@ def candidates(line: str) -> list[str]:
     if equals and flag in known:
         return [f"{flag}={choice}" for choice in known[flag].choices if choice.startswith(value)]
     if before in known and known[before].metavar:
-        return [choice for choice in known[before].choices if choice.startswith(word)]
+        choices = [*known[before].choices, *(_labs() if known[before].name == "net" else ())]
+        return [choice for choice in choices if choice.startswith(word)]
     return [flag for flag in known if flag.startswith(word)] if word.startswith("-") or not word else []
+
+
+def _labs() -> list[str]:
+    """The labs of this notebook."""
+    labs = sys.modules.get("nsmagic.labs")  # nobody has made one if it is not there
+    return [lab.name for lab in labs.living()] if labs is not None else []
+
+
+def _network(words: list[str]) -> list[str]:
+    """What may stand behind ``%network``: an action, and then a lab."""
+    actions: dict[str, list[str]] = {"create": [], "remove": _labs(), "show": [*_labs(), "outbound"]}
+    choices = {1: list(actions), 2: actions.get(words[0], [])}.get(len(words), [])
+    return [choice for choice in choices if choice.startswith(words[-1])]
 
 
 def _options_have_ended(words: list[str], known: dict[str, options.Option]) -> bool:

@@ -76,9 +76,13 @@ class Network:
         """It is there already."""
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Remove it, once its members are gone; one that still has some goes with this process."""
-        with contextlib.suppress(NetworkError):
+    def __exit__(self, kind: object, *rest: object) -> None:
+        """Remove it.
+
+        Raises:
+            NetworkError: it has members, and nothing else was raised.
+        """
+        with contextlib.suppress(*([] if kind is None else [NetworkError])):
             self.remove()
 
     def __repr__(self) -> str:

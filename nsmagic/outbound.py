@@ -96,9 +96,10 @@ def _options(path: str) -> frozenset[str]:
 
 
 def version() -> str:
-    """What it says it is; empty where it is not installed."""
+    """What it says it is; empty where it is not installed.  Some builds do not know."""
     path = shutil.which("pasta")
-    return _said(path, "--version").partition("\n")[0].strip() if path else ""
+    said = _said(path, "--version").partition("\n")[0].strip() if path else ""
+    return "pasta, which does not know its version" if "unknown" in said else said
 
 
 def _said(path: str, option: str) -> str:
