@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -51,12 +52,13 @@ CLOSED: Final = (
 """What is not reached, and why."""
 
 _BOOT: Final = "import sys; sys.path[:] = {path!r}; from nsmagic.launcher.outbound import main; main()"
-_NEEDED: Final = ("--config-net", "--tcp-ns", "--udp-ns", "--no-map-gw")
+_NEEDED: Final = ("--config-net", "--tcp-ns", "--udp-ns", "--no-map-gw", "--no-netns-quit")
 _FIRST_SOUND_UDP: Final = "--map-host-loopback"
 """Came a little after UDP was written anew: until then answers to a port under another number got lost."""
 _WISHED: Final = ("--no-dhcp", "--no-dhcpv6", "--no-ra")
 _END_SECONDS: Final = 5.0
 _ASK_SECONDS: Final = 10.0
+_MOST_SAID: Final = 1 << 18
 _FIRST_FREE: Final = 1024
 
 
@@ -98,18 +100,31 @@ def _options(path: str) -> frozenset[str]:
 def version() -> str:
     """What it says it is; empty where it is not installed.  Some builds do not know."""
     path = shutil.which("pasta")
-    said = _said(path, "--version").partition("\n")[0].strip() if path else ""
-    return "pasta, which does not know its version" if "unknown" in said else said
+    if not path:
+        return ""
+    found = re.search(r"^pasta (\d\S*)", _said(path, "--version"), re.MULTILINE)
+    return f"pasta {found[1]}" if found else "pasta, which does not know its version"
 
 
 def _said(path: str, option: str) -> str:
+    """What it prints, to a terminal: some versions end without writing out what they have for a pipe."""
+    ours, theirs = os.openpty()
+    said = b""
     try:
-        result = subprocess.run(
-            [path, option], stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return (result.stdout + result.stderr).decode(errors="replace")
+        with subprocess.Popen(
+            [path, option], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, start_new_session=True
+        ) as process:
+            os.close(theirs)
+            theirs = -1
+            while len(said) < _MOST_SAID and select.select([ours], [], [], _ASK_SECONDS)[0]:
+                said += os.read(ours, 1 << 16)
+            process.kill()
+    except OSError:  # the other side is closed (EIO), or there is no such program any more
+        pass
+    finally:
+        for descriptor in (ours, *([] if theirs < 0 else [theirs])):
+            os.close(descriptor)
+    return said.decode(errors="replace")
 
 
 def command(path: str, publish: Sequence[Publish]) -> list[str]:
@@ -121,6 +136,8 @@ def command(path: str, publish: Sequence[Publish]) -> list[str]:
     words = [path, "--quiet", "--config-net", "--ns-ifname", INTERFACE]
     # Nothing of the host's loopback, neither by the gateway's address nor by the container's own loopback.
     words += ["--no-map-gw", "--tcp-ns", "none", "--udp-ns", "none"]
+    # Its guard ends it; itself it may not look into the folder in /proc of a process of another uid.
+    words += ["--no-netns-quit"]
     words += [option for option in _WISHED if option in _options(path)]
     for protocol, option in (("tcp", "--tcp-ports"), ("udp", "--udp-ports")):
         ports = [each for each in publish if each.protocol == protocol]
