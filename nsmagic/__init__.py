@@ -15,6 +15,7 @@ from nsmagic.errors import (
     ExtractionError,
     HostError,
     LauncherError,
+    NetworkError,
     NsmagicError,
     RunError,
     SpecError,
@@ -26,6 +27,7 @@ from nsmagic.errors import (
 if TYPE_CHECKING:
     from nsmagic.api import run
     from nsmagic.container import Container
+    from nsmagic.networks import Network
     from nsmagic.result import Isolation, Result, Usage
 
 __version__ = "0.1.0"
@@ -36,6 +38,8 @@ __all__ = [
     "HostError",
     "Isolation",
     "LauncherError",
+    "Network",
+    "NetworkError",
     "NsmagicError",
     "Result",
     "RunError",
@@ -52,6 +56,7 @@ __all__ = [
 _LAZY = {
     "run": "nsmagic.api",
     "Container": "nsmagic.container",
+    "Network": "nsmagic.networks",
     "Result": "nsmagic.result",
     "Isolation": "nsmagic.result",
     "Usage": "nsmagic.result",
@@ -69,16 +74,18 @@ def __getattr__(name: str) -> object:
 
 def load_ipython_extension(ipython: object) -> None:
     """``%load_ext nsmagic``: add the magics, and start the launcher in the background."""
-    from nsmagic import course_magics, magics, scratch_magics  # noqa: PLC0415 - only in IPython
+    from nsmagic import course_magics, magics, network_magics, scratch_magics  # noqa: PLC0415 - only in IPython
 
     magics.load(ipython)
     scratch_magics.load(ipython)
     course_magics.load(ipython)
+    network_magics.load(ipython)
 
 
 def unload_ipython_extension(ipython: object) -> None:
     """``%unload_ext nsmagic``: end the launcher and all its containers."""
-    from nsmagic import magics, scratch_magics  # noqa: PLC0415 - only in IPython
+    from nsmagic import magics, network_magics, scratch_magics  # noqa: PLC0415 - only in IPython
 
     scratch_magics.unload()
     magics.unload(ipython)
+    network_magics.unload()

@@ -115,7 +115,8 @@ def run(
         variables: values to put into the code's namespace, by name.
         outputs: names of variables to take out, into ``Result.values``.
         given: options.  Of the container: ``mem`` (bytes, or such as ``"128M"``), ``swap``, ``cpus``,
-            ``pids``, ``disk``, ``net`` (``none``, ``host``), ``ns`` (``all``, ``all-net``, ``uts,pid``),
+            ``pids``, ``disk``, ``net`` (``none``, ``host``, ``outbound``, a lab's name),
+            ``publish`` (``"8080:80"``, one or several), ``ns`` (``all``, ``all-net``, ``uts,pid``),
             ``bind`` (``SRC[:DST][:ro|rw|cow]``, one or several), ``workdir``, ``rootfs`` (a folder or a tar),
             ``image`` (a file of ``docker save``, an OCI layout), ``hostname``, ``user`` (``root`` or a uid),
             ``best_effort``.  Of its life: ``name`` (it is kept under that name until

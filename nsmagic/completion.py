@@ -1,15 +1,17 @@
-"""Tab completion of the options of ``%%contain``, ``%contain``, ``%contain_config``, ``%%scratch``."""
+"""Tab completion: the options of ``%%contain`` and its like, the words of ``%network``."""
 
 from __future__ import annotations
 
 import re
+import sys
 from typing import Final
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from nsmagic import names, options
 
-_LINE: Final = re.compile(r"\s*(%%contain|%contain_config|%contain|%%scratch\s+\w+)\s(.*)", re.DOTALL)
+_MAGIC: Final = r"%%contain|%contain_config|%contain|%%scratch\s+\w+|%network"
+_LINE: Final = re.compile(rf"\s*({_MAGIC})\s(.*)", re.DOTALL)
 _STOP: Final = re.compile(r"\s*%container\s+stop\s+(?:\S+\s+)*(\S*)")
 
 _SCOPES: Final = {"%contain_config": options.CONFIG_SCOPES, "%%scratch": options.SCRATCH_SCOPES}
@@ -26,6 +28,8 @@ def candidates(line: str) -> list[str]:
     match = _LINE.match(line)
     if not match:
         return []
+    if match[1] == "%network":
+        return _network(match[2].split(" "))
     scopes = _SCOPES.get(match[1].split()[0], options.MAGIC_SCOPES)
     known = {flag: option for option in options.of(scopes) for flag in option.flags}
     words = match[2].split(" ")
@@ -41,8 +45,23 @@ def candidates(line: str) -> list[str]:
 
 
 def _choices(option: options.Option) -> tuple[str, ...]:
-    """What may stand behind an option; to be joined is what is kept."""
-    return tuple(names.live()) if option.name == "join" else option.choices
+    """What may stand behind an option; to be joined is what is kept, and a lab is a network."""
+    if option.name == "join":
+        return tuple(names.live())
+    return (*option.choices, *(_labs() if option.name == "net" else ()))
+
+
+def _labs() -> list[str]:
+    """The labs of this notebook."""
+    labs = sys.modules.get("nsmagic.labs")  # nobody has made one if it is not there
+    return [lab.name for lab in labs.living()] if labs is not None else []
+
+
+def _network(words: list[str]) -> list[str]:
+    """What may stand behind ``%network``: an action, and then a lab."""
+    actions: dict[str, list[str]] = {"create": [], "remove": _labs(), "show": [*_labs(), "outbound"]}
+    choices = {1: list(actions), 2: actions.get(words[0], [])}.get(len(words), [])
+    return [choice for choice in choices if choice.startswith(words[-1])]
 
 
 def _options_have_ended(words: list[str], known: dict[str, options.Option]) -> bool:

@@ -94,7 +94,7 @@ def confine(spec: ContainerSpec, identity: Identity, python_path: tuple[str, ...
             "Even --best-effort", f"no namespace can be made ({refused}) and there is no Landlock: "
             f"{os.strerror(-abi)}, so nothing would keep the code from your files", f"{_LANDLOCK}.",
         )  # fmt: skip
-    private = _private_folder()
+    private = private_folder()
     flags = kinds.CONFINE_OTHERS | (kinds.CONFINE_FILES if abi > 0 else 0)
     if spec.net == "none":
         flags |= kinds.CONFINE_NETWORK
@@ -205,8 +205,8 @@ def _here() -> str:
     return re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))  # noqa: PTH115 - no path, a name
 
 
-def _private_folder() -> str:
-    """The name of a new folder, which says whose it will be; see ``sweep``."""
+def private_folder() -> str:
+    """The name for a new temporary folder, which says whose it will be; see ``sweep``."""
     own = rlimits.stat(os.getpid())
     name = f"nsmagic-{_here()}-{os.getpid()}-{own.started if own else 0}-{secrets.token_hex(4)}"
     return os.path.join(os.path.realpath(tempfile.gettempdir()), name)  # noqa: PTH118 - as text

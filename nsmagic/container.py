@@ -58,7 +58,7 @@ from nsmagic.result import (
     size_text,
     written_bytes,
 )
-from nsmagic.spec import JobSpec
+from nsmagic.spec import NETWORKS, JobSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from nsmagic.attachment import Attachment
     from nsmagic.firewall import Filtered
     from nsmagic.guests import Guest
     from nsmagic.intake import ContainerOptions, JobOptions
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
 _numbers = itertools.count(1)
 _END_SECONDS: Final = 1.0
 _TOLD_SECONDS: Final = 5.0
-"""For init to end all others and tell what they used, which nothing inside can hold up; a slow machine can."""
+"""For init to end all others and tell what they used: nothing inside can hold that up, a slow machine can."""
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _IMAGE_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BUILD_SECONDS: Final = 60.0
@@ -182,8 +183,8 @@ class Container:
         self.let_go: Callable[[Container], None] | None = None
         """Who stops it behind its job; without one, that is done before the result is given."""
         require_linux()
-        self.spec = spec or intake.container_from(given)
         self.number = next(_numbers)
+        self.spec = self._named(spec or intake.container_from(given))
         self.keep = keep
         self.held = bool(self.spec.name)
         self._joined = joining.joined_by(self.spec) if plan is None else None
@@ -195,8 +196,9 @@ class Container:
             doors = plan.doors
         elif self._joined is not None:
             doors = joining.open_doors(self._joined, self.spec)
-        elif doors is not None:
-            doors = joining.again(doors)
+        else:
+            doors = doors or self._doors()
+            doors = None if doors is None else joining.again(doors)
         self._opened = [] if doors is None else doors.descriptors
         self._plan = plan or make_plan(self.spec, client.python_path(), reach, doors)
         if self.held and not (self.namespaces or doors):
@@ -212,6 +214,22 @@ class Container:
         self._deaths: list[str] = []
         self.guests: set[Guest] = set()
         """The jobs that run in it, if it is kept."""
+        self._attachment: Attachment | None = None
+
+    def _named(self, spec: ContainerSpec) -> ContainerSpec:
+        if spec.net in NETWORKS:
+            return spec
+        from nsmagic import networks  # noqa: PLC0415 - few containers are on a lab
+
+        return networks.named(spec, self.number)
+
+    def _doors(self) -> Doors | None:
+        """Where its network is somebody's own: that one's user namespace, to be made in."""
+        if self.spec.net in NETWORKS:
+            return None
+        from nsmagic import networks  # noqa: PLC0415 - likewise
+
+        return networks.doors(self.spec)
 
     # ---- life ------------------------------------------------------------------
 
@@ -255,6 +273,9 @@ class Container:
             except OSError as error:
                 raise _owner_error("channels", "pipe2(), socketpair()", error) from error
             undo.callback(ours.close)
+            attachment = self._attach()
+            if attachment:
+                undo.callback(attachment.close)
             private = self._make_private()
             undo.callback(shutil.rmtree, private, ignore_errors=True)
             with contextlib.ExitStack() as given:
@@ -275,12 +296,16 @@ class Container:
                     tasks=len(tasks),
                     into_cgroup=directory is not None,
                     blank=blank,
+                    network=attachment is not None,
                 )
                 doors = self._plan.doors.descriptors if self._plan.doors else []
-                if not launcher.send(request, [*theirs, *groups, *doors]):
+                network = [attachment.end] if attachment else []
+                if not launcher.send(request, [*theirs, *groups, *doors, *network]):
                     raise LauncherError(f"the launcher {launcher.how_it_died()}. {launcher.log()}")
             undo.pop_all()
-        self._channels, self._launcher, self._group = ours, launcher, group
+        if attachment:
+            attachment.close_end()
+        self._channels, self._launcher, self._group, self._attachment = ours, launcher, group, attachment
 
     def _make_group(self) -> cgroups.Group:
         """The group that it lives in."""
@@ -296,6 +321,14 @@ class Container:
             names.drop(self.spec.name, self, self._ended)
         opened, self._opened = self._opened, []
         joining.close([*opened, *self._report.forget_namespaces()])
+
+    def _attach(self) -> Attachment | None:
+        """Have somebody wait for it who builds its network from outside, where it has one of those."""
+        if self.spec.net in {"none", "host"}:
+            return None
+        from nsmagic import networks  # noqa: PLC0415 - likewise
+
+        return networks.attach(self.spec, self.number)
 
     def _make_private(self) -> str:
         """The folder that confined code may write to; empty where it needs none."""
@@ -417,6 +450,8 @@ class Container:
         if "pid" in self.spec.joined and self._joined is not None:
             self._end_all(self._channels, self._joined)
         self._close_channels()
+        if self._attachment is not None:
+            self._attachment.close()
         if self._launcher is not None and self._group is not None and self._group.directories:
             _released[self.number] = (self._launcher, self._group)
         if self._launcher is None or not self._launcher.send(frames.Release(self.number)):

@@ -83,6 +83,17 @@ class StartError(NsmagicError):
         return os.strerror(self.errno) if self.errno else ""
 
 
+class NetworkError(NsmagicError):
+    """A lab network could not be made or removed, or a container could not become its member.
+
+    The text says which network, what is in the way, and what to do.
+    """
+
+    def __init__(self, network: str, problem: str) -> None:
+        super().__init__(f"network {network}: {problem}")
+        self.network = network
+
+
 class LauncherError(NsmagicError):
     """The launcher could not be started, or died."""
 

@@ -38,6 +38,7 @@ _ETC: Final = (
 DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _PACKAGE_FOLDERS: Final = ("site-packages", "dist-packages")
 _OWN_FOLDERS: Final = ("/tmp", "/dev", "/dev/shm", "/proc", "/etc", "/run", "/var")  # noqa: S108 - the container's own
+_LAB_FOLDER: Final = "/run/lab"
 _OURS: Final = str(Path(__file__).resolve().parent)
 _ENCODING: Final = sys.getfilesystemencoding()
 _ERRORS: Final = sys.getfilesystemencodeerrors()
@@ -73,6 +74,19 @@ class Identity:
     def home(self) -> str:
         """The user's home folder inside."""
         return "/root" if self.uid == 0 else "/home/user"
+
+
+@dataclass(frozen=True)
+class Names:
+    """How a container learns the addresses of others; see hosts(5), resolv.conf(5).
+
+    Attributes:
+        hosts_folder: the host's folder in which somebody keeps a file ``hosts``; empty for an own one.
+        resolv_conf: the text of its resolv.conf; empty for none.
+    """
+
+    hosts_folder: str = ""
+    resolv_conf: str = ""
 
 
 @dataclass(frozen=True)
@@ -253,7 +267,7 @@ def host_etc() -> list[Entry]:
     ]
 
 
-def _etc(identity: Identity, spec: ContainerSpec, joined: str) -> list[Entry]:
+def _etc(identity: Identity, spec: ContainerSpec, joined: str, names: Names) -> list[Entry]:
     entries = list(host_etc())
     passwd = f"{identity.name}:x:{identity.uid}:{identity.gid}::{identity.home}:/bin/sh\n"
     passwd += "nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n"
@@ -262,18 +276,22 @@ def _etc(identity: Identity, spec: ContainerSpec, joined: str) -> list[Entry]:
         _file("/etc/group", f"{identity.name}:x:{identity.gid}:\nnogroup:x:65534:\n"),
         _file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
     ]
-    return entries + _names(spec, joined)
+    return entries + _names(spec, joined, names)
 
 
-def _names(spec: ContainerSpec, joined: str) -> list[Entry]:
+def _names(spec: ContainerSpec, joined: str, names: Names) -> list[Entry]:
     """The files of /etc that say what hosts are called."""
     hostname = spec.hostname if "uts" in spec.namespaces else joined or os.uname().nodename
     entries = [
         _file("/etc/hostname", hostname + "\n"),
-        _file("/etc/hosts", f"127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"),
+        _link("/etc/hosts", f"{_LAB_FOLDER}/hosts")
+        if names.hosts_folder
+        else _file("/etc/hosts", f"127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"),
     ]
     if spec.net == "host" and Path("/etc/resolv.conf").exists():
         entries.append(_bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf"))
+    if names.resolv_conf:
+        entries.append(_file("/etc/resolv.conf", names.resolv_conf))
     return entries
 
 
@@ -342,7 +360,11 @@ def _workdir(spec: ContainerSpec, identity: Identity, root: Root) -> list[Entry]
 
 
 def build_root(
-    spec: ContainerSpec, identity: Identity, python_path: tuple[str, ...], hostname: str = ""
+    spec: ContainerSpec,
+    identity: Identity,
+    python_path: tuple[str, ...],
+    hostname: str = "",
+    names: Names | None = None,
 ) -> Root:
     """Everything that is put into a container's root, in the order in which it is mounted.
 
@@ -351,14 +373,17 @@ def build_root(
         identity: who the payload is.
         python_path: the owner's ``sys.path``.
         hostname: the name of the host, if it is another container's.
+        names: of a network that others have built.
     """
+    names = names or Names()
     root = Root([], disk_inodes=min(max(spec.disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES))
     if "mount" not in spec.namespaces:
         root.workdir = spec.workdir or "/"
         return root
 
     # Own folders come first, binds below them after: a working directory in /tmp would else be hidden.
-    entries = _of_image(spec, identity, hostname) if spec.image else _of_host(spec, identity, hostname)
+    made_by = _of_image if spec.image else _of_host
+    entries = made_by(spec, identity, hostname, names)
     workdir = _workdir(spec, identity, root)
     if spec.image:
         workdir += _image_workdir(spec.image, root)
@@ -385,14 +410,15 @@ def build_root(
     return root
 
 
-def _of_host(spec: ContainerSpec, identity: Identity, joined: str) -> list[Entry]:
+def _of_host(spec: ContainerSpec, identity: Identity, joined: str, names: Names) -> list[Entry]:
     """The host's programs, and folders of its own."""
     return [
         *programs(),
-        *_etc(identity, spec, joined),
+        *_etc(identity, spec, joined, names),
         _private("/tmp", 0o1777),  # noqa: S108 - the container's own
         _link("/var/tmp", "/tmp"),  # noqa: S108 - likewise
         Entry(kinds.DIRECTORY, b"/run"),
+        *_lab(names),
         _private("/dev/shm", 0o1777),  # noqa: S108 - likewise
         _private(identity.home, 0o700),
         *([_private(spec.sockets, 0o700)] if spec.sockets else []),
@@ -400,13 +426,18 @@ def _of_host(spec: ContainerSpec, identity: Identity, joined: str) -> list[Entry
     ]
 
 
-def _of_image(spec: ContainerSpec, identity: Identity, joined: str) -> list[Entry]:
+def _lab(names: Names) -> list[Entry]:
+    """A folder, not the file: the file is replaced whenever somebody comes or goes."""
+    return [_bind(names.hosts_folder, _LAB_FOLDER)] if names.hosts_folder else []
+
+
+def _of_image(spec: ContainerSpec, identity: Identity, joined: str, names: Names) -> list[Entry]:
     """An image's programs; of the host only its names, and what a kernel gives to every container.
 
     Folders of its own hide the image's /tmp and /dev: what lies there was made on another machine.
     """
     layers = spec.image.layers if spec.image else ()
-    named = _names(spec, joined)
+    named = _names(spec, joined, names)
     return [
         *(Entry(kinds.LAYER, b"/", os.fsencode(layer), owner=_owner(layer, identity)) for layer in layers),
         _private("/tmp", 0o1777),  # noqa: S108 - the container's own
@@ -415,6 +446,7 @@ def _of_image(spec: ContainerSpec, identity: Identity, joined: str) -> list[Entr
         Entry(kinds.DIRECTORY, b"/root") if identity.uid == 0 else _private(identity.home, 0o700),
         *([_private(spec.sockets, 0o700)] if spec.sockets else []),
         *_kernel(spec),
+        *_lab(names),
         *(msgspec.structs.replace(entry, flags=entry.flags | kinds.REPLACE) for entry in named),
     ]
 

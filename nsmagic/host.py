@@ -409,6 +409,22 @@ def _join(case: _Case) -> str:
     return _refused(case)
 
 
+# ---- Networks --------------------------------------------------------------------------------------
+
+
+def _network(case: _Case) -> str:
+    """What is built from outside: a lab's cable, or pasta's device."""
+    if case.errno == e.ECONNRESET:
+        return "The lab's holder, or pasta's guard, died: create the network again, or run it again."
+    if case.errno in {e.EOPNOTSUPP, e.ENODEV} and case.call != "execve":
+        return "This kernel has no bridges or no veth devices: sudo modprobe --all bridge veth."
+    if case.call == "execve" and case.errno == e.EADDRINUSE:
+        return "Publish another port, or end what listens on that one: ss -tulnp shows it."
+    if case.call == "execve" and "interface" in case.text:
+        return "Pasta needs a default route on the host: ip route show default says whether there is one."
+    return _refused(case)
+
+
 _ANYWHERE: Final = {
     e.EMFILE: "Allow more open files (ulimit -n 4096), or bind fewer files and folders.",
     e.ENFILE: "The host has too many open files: end something, or raise fs.file-max.",
@@ -422,5 +438,5 @@ _SUBJECTS: Final[dict[str, Callable[[_Case], str]]] = {
     "setrlimit": _rlimit, "setresuid": _identity, "setresgid": _identity,
     # By step, where the call does not tell:
     "cgroup": _group, "userns": _maps, "sources": _mount, "mount": _mount, "seccomp": _filter,
-    "landlock": _landlock, "join": _join,
+    "landlock": _landlock, "join": _join, "net": _network, "network": _network,
 }  # fmt: skip

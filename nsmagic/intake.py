@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import filesystem, options
 from nsmagic.errors import SpecError
-from nsmagic.spec import Bind, ContainerSpec, JobSpec, Join, Network, hostname_of
+from nsmagic.spec import NETWORKS, Bind, ContainerSpec, JobSpec, Join, hostname_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypedDict
 
     from nsmagic.images import Progress
+    from nsmagic.ports import Publish
     from nsmagic.spec import Image
 
     class ContainerOptions(TypedDict, total=False):
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         disk: int | str | None
         net: str | None
         ns: str | Iterable[str] | None
+        publish: str | Publish | Iterable[str | Publish] | None
         bind: str | Bind | Iterable[str | Bind] | None
         workdir: str | os.PathLike[str] | None
         rootfs: str | os.PathLike[str] | None
@@ -69,7 +71,7 @@ def container_spec(given: Mapping[str, Any], progress: Progress | None = None) -
         progress: told what takes long; see ``images.prepare``.
 
     Raises:
-        SpecError: a path that is not there, or options at odds with each other.
+        SpecError: a path or a network that is not there, or options at odds with each other.
         HostError: an image cannot be kept here.
     """
     join: Join | None = given.get("join")
@@ -96,15 +98,30 @@ def container_spec(given: Mapping[str, Any], progress: Progress | None = None) -
         image, workdir = _start_of(image, workdir, chosen="workdir" in given)
     binds = tuple(filesystem.resolve_bind("--bind", bind, base) for bind in given.get("bind", ()))
     namespaces = given.get("ns")
-    net: Network | None = given.get("net")
+    net: str | None = given.get("net")
     if namespaces is None:
         # A host's network means no network namespace; whoever names namespaces says both himself.
         namespaces = ContainerSpec().namespaces - ({"net"} if net == "host" else set()) - joined
     if net is None:
         net = "none" if "net" in namespaces | joined else "host"
+    if net not in NETWORKS:
+        from nsmagic import labs  # noqa: PLC0415 - few containers are on a lab
+
+        labs.find("--net", net)
     plain = {
         name: given[name]
-        for name in ("mem", "swap", "cpus", "pids", "disk", "hostname", "best_effort", "name", "join")
+        for name in (
+            "mem",
+            "swap",
+            "cpus",
+            "pids",
+            "disk",
+            "publish",
+            "hostname",
+            "best_effort",
+            "name",
+            "join",
+        )
         if name in given
     }
     if "uts" in namespaces:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from nsmagic import spec
+from nsmagic import ports, spec
 from nsmagic.errors import SpecError
 
 if TYPE_CHECKING:
@@ -135,8 +135,12 @@ OPTIONS: Final = (
     Option("output_limit", ("--output-limit",), "SIZE[:stop|drop]", spec.parse_output_limit,
            "Output limit; there the run is stopped, or the rest dropped.", "job", _output_limit_text()),
     Option("net", ("--net",), "NETWORK", spec.parse_network,
-           "Network: none (a loopback of its own) or host (the host's own).", "container", "none",
-           choices=("none", "host")),
+           "Network: none (a loopback of its own), host (the host's own), outbound (a way out, by pasta) "
+           "or a lab's name (%network create).", "container", "none",
+           choices=spec.NETWORKS),
+    Option("publish", ("--publish",), "[ADDRESS:]HOST:BOX[/udp]", ports.parse_publish,
+           "With --net outbound: a port of the host, on 127.0.0.1 or ADDRESS, leads to one of the container.",
+           "container", many=True),
     Option("ns", ("--ns",), "NAMESPACES", spec.parse_namespaces,
            "Namespaces to make: all, all-net, or a list such as uts,pid.", "container", "all",
            choices=("all", *(f"all-{name}" for name in spec.NAMESPACES), *spec.NAMESPACES)),
@@ -376,7 +380,7 @@ def convert(given: dict[str, Any], scopes: Iterable[str] = API_SCOPES) -> dict[s
         if name == "env" and hasattr(value, "items"):
             found[name] = tuple(option.parse(name, f"{key}={text}") for key, text in value.items())
         elif option.many:
-            several = [value] if isinstance(value, str | spec.Bind) else _several(name, value)
+            several = [value] if isinstance(value, str | spec.Bind | ports.Publish) else _several(name, value)
             found[name] = tuple(option.parse(name, each) for each in several)
         elif name == "ns" and not isinstance(value, str):
             found[name] = option.parse(name, ",".join(str(each) for each in _several(name, value)))

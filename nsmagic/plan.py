@@ -141,6 +141,7 @@ class Plan:
         tasks: int,
         into_cgroup: bool,
         blank: bool = False,
+        network: bool = False,
     ) -> frames.Spawn:
         """The request to the launcher.
 
@@ -150,6 +151,7 @@ class Plan:
             tasks: how many v1 ``tasks`` descriptors go with it.
             into_cgroup: whether a cgroup v2 directory's descriptor does; then those of ``doors`` follow.
             blank: leave open what ``finish`` will tell.
+            network: whether the socket of whoever builds its network does.
         """
         rest = self.finish(number)
         doors = self.doors or Doors((), self.identity.host_uid, self.identity.host_gid)
@@ -175,6 +177,7 @@ class Plan:
             directories=list(directories),
             blank=blank,
             hold=bool(self.spec.name),
+            network=network,
             hostname_wished=rest.hostname_wished,
             confine=self.view.confine if self.view is not None else 0,
             snapshots=self.spec.snapshots,
@@ -203,14 +206,15 @@ class Plan:
         """What is decided when a container is made, so that a blank can become any other of its kind.
 
         None for those that have to be made on purpose: with fewer namespaces, with less than was asked for,
-        with hardly more memory than a warm Python has already touched, or where sources can be opened only
-        before the clone.
+        with hardly more memory than a warm Python has already touched, with a network that is built for it
+        alone, or where sources can be opened only before the clone.
         """
         alone = set(NAMESPACES) - {"net"} <= set(self.namespaces) and not self.choice.missing
         room = self.spec.mem is None or self.spec.mem >= _BLANK_MEMORY
         few = len(self.root.entries) <= _BLANK_ENTRIES
         as_root = self.identity.as_root and not _may(_CAP_SYS_ADMIN)
-        if not (alone and room and few) or self.doors or self.spec.snapshots or as_root:
+        plain = self.spec.net in {"none", "host"} and not self.doors
+        if not (alone and room and few and plain) or self.spec.snapshots or as_root:
             return None
         return (self.namespaces, self.identity, self.choice.mechanism.name)
 
@@ -340,10 +344,11 @@ def make_plan(
     if spec.image and "mount" not in wanted:
         raise _no_root(reach.refused.get("mount", "") if reach is not None else "")
     identity = identity_for(spec, userns="user" in wanted)
+    choice = _counting_pasta(choice, spec, identity)
     if doors is not None and "user" in joined - wanted:
         identity = replace(identity, uid=doors.uid, gid=doors.gid)
     hostname = doors.hostname if doors is not None and "uts" in joined else ""
-    root = filesystem.build_root(spec, identity, python_path, hostname)
+    root = filesystem.build_root(spec, identity, python_path, hostname, _names(spec))
     if doors is not None and "mount" in joined:
         root.workdir = doors.workdir
     if wanted and "pid" not in wanted | joined and not identity.as_root:
@@ -360,10 +365,43 @@ def _no_root(refused: str) -> HostError:
     return HostError("--image", f"a root file system takes a mount namespace ({refused})", remedy)
 
 
+def _counting_pasta(choice: Choice, spec: ContainerSpec, identity: Identity) -> Choice:
+    """RLIMIT_NPROC counts pasta too: one more process of the same user in the same user namespace."""
+    if spec.net != "outbound" or identity.as_root or _nproc() not in choice.rlimits:
+        return choice
+    from nsmagic.cgroups import rlimits  # noqa: PLC0415 - for the words
+
+    soft, hard = choice.rlimits[_nproc()]
+    limits = replace(choice.limits, pids=(choice.limits.pids or 0) + 1)
+    return replace(
+        choice,
+        rlimits={**choice.rlimits, _nproc(): (soft + 1, hard + 1)},
+        enforced={**choice.enforced, "pids": rlimits.nproc_text(limits)},
+    )
+
+
+def _names(spec: ContainerSpec) -> filesystem.Names | None:
+    """What its network brings along.
+
+    Raises:
+        HostError: this host has no such network.
+        SpecError: there is none of that name.
+    """
+    if spec.net in {"none", "host"}:
+        return None
+    from nsmagic import networks  # noqa: PLC0415 - most containers need none of it
+
+    return networks.names(spec)
+
+
 def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: str) -> Plan:
     """The weakest there is: no namespace at all, and what ``confinement`` can do."""
     if spec.image:
         raise _no_root(refused)
+    if spec.net not in {"none", "host"}:
+        raise HostError(
+            f"--net {spec.net}", f"no container can be made here ({refused})", "Say --net none or --net host."
+        )
     identity = identity_for(spec, userns=False)
     limits = cgroups.Limits(
         mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids, snapshots=spec.snapshots

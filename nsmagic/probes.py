@@ -8,6 +8,7 @@ This module must not know why a step fails; ``host.remedy_for`` does, and its wo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -19,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nsmagic import cgroups, confinement, intake, options
+from nsmagic import cgroups, confinement, intake, labs, options, outbound
 from nsmagic.cgroups.rlimits import host_has_swap
 from nsmagic.container import Container
 from nsmagic.errors import HostError, LauncherError, StartError
@@ -80,6 +81,7 @@ def _trials() -> list[tuple[str, Callable[[], str]]]:
         ("system-call filter", _filter), ("no capabilities", _capabilities),
         ("--mem", _mem), ("--swap", _swap), ("--cpus", _cpus), ("--pids", _pids), ("--disk", _disk),
         ("--hostname", _hostname), ("--net none", lambda: _net("none")), ("--net host", lambda: _net("host")),
+        ("lab networks", _lab), ("--net outbound", _outbound),
         ("accounting", _accounting), ("Landlock", _landlock), ("--best-effort", _best_effort),
     ]  # fmt: skip
 
@@ -465,6 +467,52 @@ def _net(kind: str) -> str:
     if words != [str(kind == "host"), "True"]:
         raise _WeakerError(f"{means}: the host's 127.0.0.1 and its own answer: {' '.join(words)[:_TEXT]}")
     return f"{means}: {'only its own' if kind == 'none' else 'its'} 127.0.0.1 answers"
+
+
+def _lab() -> str:
+    """Two containers on a lab: one finds the other by its name, and is told that nobody serves there."""
+    code = """
+        import socket
+        with socket.socket() as ours:
+            ours.settimeout(2)
+            print(ours.connect_ex(("one", 80)), *dict(socket.if_nameindex()).values())
+        """
+    lab = labs.create(f"doctor-{os.getpid()}")
+    try:
+        with Container(intake.container_spec({"net": lab.name, "hostname": "one", "workdir": "/"})) as one:
+            served = one.run("import socket\nsocket.create_server(('', 80)).close()")
+            words = _words(code, net=lab.name, workdir="/")
+        if not served.ok:
+            raise _WeakerError(f"nobody may serve on port 80 inside: {served.describe()[:_TEXT]}")
+        if words != [str(errno.ECONNREFUSED), "lo", "eth0"]:
+            raise _WeakerError(f"one container does not reach the other: {' '.join(words)[:_TEXT]}")
+        lab.remove()
+    finally:
+        lab.close()
+    return "two containers reach each other by name, and may serve on port 80"
+
+
+def _outbound() -> str:
+    """A way out, and none to the host's 127.0.0.1, however one tries."""
+    code = """
+        import socket
+        with socket.socket() as plain, socket.socket() as bound:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+            for ours in (plain, bound):
+                ours.settimeout(1)
+                ours.connect_ex(("127.0.0.1", {port}))
+        print(*dict(socket.if_nameindex()).values())
+        """
+    outbound.program()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        words = _words(code.format(port=server.getsockname()[1]), net="outbound", workdir="/")
+        server.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            server.accept()[0].close()
+            raise _WeakerError("the host's 127.0.0.1 is reached from inside")
+    if words != ["lo", "eth0"]:
+        raise _WeakerError(f"its interfaces are {' '.join(words)[:_TEXT]}")
+    return f"{outbound.version()}: a way out, and the host's 127.0.0.1 is not reached"
 
 
 # ---- Without a container ----------------------------------------------------------------------------------

@@ -112,6 +112,42 @@ WHY: Final[dict[str, tuple[str, str]]] = {
     "uts sethostname": ("Give the container a name; the host keeps its own.", "uts_namespaces(7)"),
     "net socket": ("Any socket does to speak to the new network stack.", "netdevice(7)"),
     "net ioctl": ("Bring up the loopback device: the only one there is.", "network_namespaces(7)"),
+    "net open": (
+        "Find the setting that says which ports are root's; each network namespace has its own.",
+        "network_namespaces(7)",
+    ),
+    "net write": ("Let everybody in here serve on any port: nobody in here is root.", "ip(7)"),
+    "net send": ("Tell those who build the network from outside that its namespace is there.", "unix(7)"),
+    "net recv": ("Wait until they have built it; the payload waits for us.", "unix(7)"),
+    "network pidfd_open": ("Hold on to init: the kernel will tell when it has ended.", "pidfd_open(2)"),
+    "network open": ("Open the container's network namespace.", "namespaces(7)"),
+    "network RTM_NEWLINK": (
+        "Lay a cable: what goes into one end comes out of the other, and that is plugged into the bridge.",
+        "veth(4), rtnetlink(7)",
+    ),
+    "network RTM_SETLINK state=up": ("Switch the device on.", "rtnetlink(7)"),
+    "network RTM_SETLINK addr_gen_mode": (
+        "No address that the kernel makes up: one that the lab gives, and no other.",
+        "rtnetlink(7)",
+    ),
+    "network setns user": (
+        "Enter the container's user namespace: the rights over its network belong to it.",
+        "setns(2), user_namespaces(7)",
+    ),
+    "network setns": (
+        "Enter the container's network namespace: a socket made in there speaks to its devices.",
+        "setns(2)",
+    ),
+    "network RTM_NEWADDR": ("Give the container's end its address.", "rtnetlink(7)"),
+    "network rename": ("Replace the members' /etc/hosts at once: the others know the newcomer.", "hosts(5)"),
+    "network execve": (
+        "Start pasta: it turns packets of the container into connections of ordinary sockets of the host.",
+        "pasta(1)",
+    ),
+    "network RTM_NEWROUTE": (
+        "Make what must not be reached (the host's loopback, clouds' metadata) the container's own.",
+        "rtnetlink(7), ip-route(8)",
+    ),
     "time unshare": (
         "New clocks, for the children: the time namespace of a process itself never changes.",
         "time_namespaces(7)",
@@ -218,7 +254,7 @@ WHY: Final[dict[str, tuple[str, str]]] = {
     "payload prctl 1)": ("The payload may look into itself.", "PR_SET_DUMPABLE(2const)"),
     "payload sigprocmask": ("No signal is held back.", "sigprocmask(2)"),
 }
-WAITS: Final = frozenset({("gate", "read"), ("late", "recvmsg"), ("go", "recvmsg")})
+WAITS: Final = frozenset({("gate", "read"), ("late", "recvmsg"), ("go", "recvmsg"), ("net", "recv")})
 """Step and name of the calls that only wait for another process."""
 
 

@@ -1,7 +1,7 @@
 """What a container should be: pure data, validated, no I/O.
 
 A spec says what is wanted; whether this host can do it is the business of ``host`` and ``cgroups``.  This
-module knows no other but ``errors``.
+module knows no other but ``errors`` and ``ports``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from nsmagic.errors import SpecError
+
+if TYPE_CHECKING:
+    from nsmagic.ports import Publish
 
 NAMESPACES: Final = ("user", "pid", "mount", "net", "uts", "ipc", "cgroup", "time")
 """Every kind of namespace, by the name that namespaces(7) gives it."""
@@ -42,10 +45,15 @@ _NUMBER: Final = re.compile(r"(\d{1,24}(?:\.\d{1,9})?)\s*([a-zA-Z]*)")
 _HOSTNAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTAINER_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+_LAB: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,29}")
 _ALIASES: Final = {"mnt": "mount", "network": "net", "hostname": "uts"}
 
+NETWORKS: Final = ("none", "host", "outbound")
+"""What ``--net`` may be besides a lab's name."""
+MAX_PUBLISHED: Final = 64
+
+_INSTEAD: Final = "for a way in take --net outbound instead of the lab"
 BindMode = Literal["ro", "rw", "cow"]
-Network = Literal["none", "host"]
 AtLimit = Literal["stop", "drop"]
 Rich = Literal["safe", "trusted"]
 
@@ -257,12 +265,33 @@ def parse_join(option: str, value: object) -> Join:
     return Join(name, chosen)
 
 
-def parse_network(option: str, value: object) -> Network:
-    """``none`` (a loopback of its own, no way out) or ``host`` (the host's own network)."""
-    match value:
-        case "none" | "host" as network:
-            return network
-    raise SpecError(option, f"{_shown(value)} is not a network; choose none or host")
+def parse_network(option: str, value: object) -> str:
+    """``none`` (a loopback of its own, no way out), ``host`` (the host's own network), ``outbound`` or a lab.
+
+    Whether there is a lab of that name is looked up elsewhere.
+
+    Raises:
+        SpecError: no name that a network may have.
+    """
+    if not isinstance(value, str) or not _LAB.fullmatch(value):
+        raise SpecError(option, f"{_shown(value)} is not a network; say none, host, outbound or a lab's name")
+    return value
+
+
+def parse_lab(option: str, value: object) -> str:
+    """The name of a new lab: 1 to 30 letters, digits, hyphens and underscores, a letter first.
+
+    Raises:
+        SpecError: no such name, or one that means something else.
+    """
+    if not isinstance(value, str) or not _LAB.fullmatch(value):
+        raise SpecError(
+            option,
+            f"{_shown(value)} is no name for a lab: take a letter and up to 29 letters, digits, - or _",
+        )
+    if value in NETWORKS:
+        raise SpecError(option, f"{value} is a network that is always there; take another name")
+    return value
 
 
 def parse_rich(option: str, value: object) -> Rich:
@@ -311,7 +340,8 @@ class ContainerSpec:
 
     Attributes:
         namespaces: those asked for; ``user`` is added where it takes one to make the others.
-        net: ``none`` or ``host``.
+        net: ``none``, ``host``, ``outbound`` or a lab's name.
+        publish: ports of the host that lead to it.
         mem: bytes of memory, or None for no limit.
         swap: bytes of swap on top of ``mem``.
         cpus: processors' worth of time, or None for no limit.
@@ -333,7 +363,7 @@ class ContainerSpec:
     """
 
     namespaces: frozenset[str] = frozenset(NAMESPACES)
-    net: Network = "none"
+    net: str = "none"
     mem: int | None = None
     swap: int = 0
     cpus: float | None = None
@@ -350,6 +380,7 @@ class ContainerSpec:
     image: Image | None = None
     python: bool = True
     snapshots: bool = False
+    publish: tuple[Publish, ...] = ()
 
     @property
     def joined(self) -> frozenset[str]:
@@ -363,8 +394,13 @@ class ContainerSpec:
             raise SpecError(
                 "--net", "host means no network namespace, but --ns asks for one; leave one of them out"
             )
-        if "net" not in self.namespaces | self.joined and self.net == "none":
-            raise SpecError("--net", "none needs a network namespace, which --ns leaves out; say --net host")
+        if "net" not in self.namespaces | self.joined and self.net != "host":
+            raise SpecError(
+                "--net", f"{self.net} needs a network namespace, which --ns leaves out; say --net host"
+            )
+        if self.net == "outbound" and "user" not in self.namespaces:
+            raise SpecError("--net", "outbound needs a user namespace, which --ns leaves out")
+        self._check_published()
         if self.binds and "mount" not in self.namespaces:
             raise SpecError("--bind", "needs a mount namespace, which --ns leaves out")
         if self.image and "mount" not in self.namespaces:
@@ -398,6 +434,20 @@ class ContainerSpec:
                 "--name",
                 f"{self.join.name} has its name already; for a new one say which namespaces it shares",
             )
+
+    def _check_published(self) -> None:
+        if self.publish and self.net != "outbound":
+            why = {
+                "host": "the host's own network has the container's ports already",
+                "none": "there is no way in without a network; add --net outbound",
+            }.get(self.net, f"a lab has no way in from outside: its members reach each other; {_INSTEAD}")
+            raise SpecError("--publish", why)
+        if len(self.publish) > MAX_PUBLISHED:
+            raise SpecError("--publish", f"at most {MAX_PUBLISHED} ports can be published")
+        places = [(each.address, each.host, each.protocol) for each in self.publish]
+        for each, place in zip(self.publish, places, strict=True):
+            if places.count(place) > 1:
+                raise SpecError("--publish", f"port {each.host}/{each.protocol} of the host is given twice")
 
 
 @dataclass(frozen=True)

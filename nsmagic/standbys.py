@@ -102,8 +102,12 @@ class Standbys:
             container.stop()
 
     def prepare(self, spec: ContainerSpec) -> None:
-        """Have one built for the next run of this spec; returns at once.  A failure shows in that run."""
-        self._have_done(spec)
+        """Have one built for the next run of this spec; returns at once.  A failure shows in that run.
+
+        None waits for a network that is built for it alone: it would hold a name and an address, or ports.
+        """
+        if spec.net in {"none", "host"}:
+            self._have_done(spec)
 
     def _stop_later(self, container: Container) -> None:
         """Processes that die take time, which the caller who waits for a result need not lose."""

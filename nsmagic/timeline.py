@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
     from nsmagic.result import Step
 
-LANES: Final = ("launcher", "joiner", "init", "payload")
+LANES: Final = ("launcher", "joiner", "init", "network", "payload")
 """Who makes the calls: the launcher outside; where namespaces are joined, the process that enters them; init
-(PID 1 of a PID namespace of its own); and the process that will run the code."""
-COLOURS: Final = {"launcher": "#5e81ac", "joiner": "#b48ead", "init": "#7a9c5f", "payload": "#d08770"}
+(PID 1 of a PID namespace of its own); where there is more network than a loopback, who builds it from
+outside; and the process that will run the code."""
+COLOURS: Final = {
+    "launcher": "#5e81ac",
+    "joiner": "#b48ead",
+    "init": "#7a9c5f",
+    "network": "#c9a227",
+    "payload": "#d08770",
+}
 
 _LEAST_GAP: Final = 0.004
 _CUT: Final = 0.15
@@ -206,6 +213,7 @@ def _who(lane: str) -> str:
         "launcher": "outside, with the owner's rights",
         "joiner": "enters the namespaces of others, makes init there",
         "init": "PID 1 of the container, builds its surroundings",
+        "network": "outside, builds the network",
         "payload": "will run the code, gives up every right",
     }.get(lane)
     return f"{lane}: {meaning}" if meaning else lane

@@ -19,7 +19,7 @@ FLAGS = [flag for option in options.of(options.MAGIC_SCOPES) for flag in option.
         ("%contain --best", ["--best-effort"]),
         ("%%contain --mem 1G --pid", ["--pids"]),
         ("%%contain --bg --pro", ["--proc"]),
-        ("%%contain --net ", ["none", "host"]),
+        ("%%contain --net ", ["none", "host", "outbound"]),
         ("%%contain --net n", ["none"]),
         ("%%contain --rich=", ["--rich=safe", "--rich=trusted"]),
         ("%%contain --user r", ["root"]),

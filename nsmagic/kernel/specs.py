@@ -41,6 +41,7 @@ network, and the folder that the kernel was started in, copy-on-write."""
 REFUSED: Final = {
     "timeout": "a kernel runs until it is shut down; --cell-timeout limits each cell",
     "rich": "is for cells of %%contain; a kernel that lets scripts through is made with --widgets",
+    "publish": "is for one run; a kernel's next container waits beside it, and two cannot have one port",
     "fresh_exec": "is for one run; a kernel is one interpreter from its start to its end",
 }
 """Options of a single run that make no sense for a kernel, and what does."""

@@ -57,7 +57,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     """Make a container.  Six descriptors come with it (control, report, lifeline, stdin, stdout, stderr),
     then one for each v1 ``tasks`` file, then the cgroup v2 directory if ``into_cgroup``, then one for each of
-    ``joins``, then one of a mount namespace if ``proc_from``.
+    ``joins``, then one of a mount namespace if ``proc_from``, then if ``network`` the socket to whoever
+    builds its network from outside.
 
     Attributes:
         parent_uid: what ``uid`` stands for in the user namespace that it is made in, the host's or another.
@@ -99,6 +100,7 @@ class Spawn(msgspec.Struct, frozen=True, tag="spawn"):
     joins: list[int] = []
     proc_from: bool = False
     hold: bool = False
+    network: bool = False
 
 
 class Finish(msgspec.Struct, frozen=True, tag="finish"):

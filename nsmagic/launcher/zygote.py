@@ -242,6 +242,7 @@ class Launcher:
         plan.lifeline, plan.report, plan.control = lifeline, report, control
         plan.stdin_fd, plan.stdout_fd, plan.stderr_fd = stdin, stdout, stderr
         plan.late = late
+        plan.network = rest.pop(0) if request.network else -1
         pid: int = lib.nsm_spawn_python(plan, entries)
         if pid == 0:
             self._become_payload(plan, confined=bool(request.joins))
@@ -296,7 +297,7 @@ class Launcher:
                 "disk_bytes": rest.disk_bytes, "disk_inodes": rest.disk_inodes,
                 "entry_count": len(rest.entries),
                 "rlimits": rlimits, "rlimit_count": len(rest.rlimits),
-                "cgroup_directory": -1, "late": -1,
+                "cgroup_directory": -1, "late": -1, "network": -1,
             },
         )  # fmt: skip
         return plan, entries, keep

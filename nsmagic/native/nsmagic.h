@@ -110,6 +110,8 @@ struct nsm_plan {
     int stdin_fd, stdout_fd, stderr_fd;
 
     int late; /* where init gets the rest of the plan, see late.c; or -1: it is all here */
+
+    int network; /* to whoever builds the rest of its network from outside, see net.c; or -1: there is no rest */
 };
 
 /* ---- What init is told over the lifeline ------------------------------- */
@@ -137,6 +139,7 @@ struct nsm_journal {
 };
 
 void nsm_step(struct nsm_journal *journal, const char *step);
+void nsm_append(struct nsm_journal *journal, const char *lines, size_t length);
 void nsm_begin(struct nsm_journal *journal);
 long nsm_end(struct nsm_journal *journal, long result, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
