@@ -414,7 +414,7 @@ def _join(case: _Case) -> str:
 
 def _network(case: _Case) -> str:
     """What is built from outside: a lab's cable, or pasta's device."""
-    if case.errno == e.ECONNRESET:
+    if case.errno in {e.ECONNRESET, e.EPIPE}:
         return "The lab's holder, or pasta's guard, died: create the network again, or run it again."
     if case.errno in {e.EOPNOTSUPP, e.ENODEV} and case.call != "execve":
         return "This kernel has no bridges or no veth devices: sudo modprobe --all bridge veth."

@@ -44,7 +44,7 @@ from nsmagic.launcher.lab_frames import (
     decode_request,
     encode,
 )
-from nsmagic.launcher.wiring import Journal, StepError
+from nsmagic.launcher.wiring import Journal
 from nsmagic.linux import (
     LinuxError,
     deny_setgroups,
@@ -199,11 +199,8 @@ class Holder:
         self._poll.unregister(member.init.fileno())
         pid = wiring.take_call(member.init)
         journal = Journal()
-        done = False
+        done = pid != 0 and journal.guard(lambda: self._plug(member, pid, journal))
         if pid:
-            with contextlib.suppress(StepError):
-                self._plug(member, pid, journal)
-                done = True
             journal.answer(member.init, done=done)
         member.init.close()
         if not done:

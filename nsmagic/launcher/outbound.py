@@ -100,6 +100,18 @@ def local_route(network: str, device: int) -> bytes:
     return _HEADER.pack(_HEADER.size + len(body), _RTM_NEWROUTE, _REQUEST, 1, 0) + body
 
 
+def index_of(interface: str) -> int:
+    """A device's number in the network namespace that we are in; see if_nametoindex(3).
+
+    Raises:
+        OSError: there is none of that name.
+    """
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:  # some Pythons give no errno with it
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
+
+
 def ask_kernel(request: bytes) -> None:
     """Send one request over rtnetlink, in the network namespace that we are in.
 
@@ -126,7 +138,7 @@ def close_addresses(pid: int, interface: str, networks: list[str], journal: Jour
     # The rights over its network are its own user namespace's.
     journal.attempt("setns(the container's user namespace)", lambda: setns(user, CLONE_NEWUSER))
     journal.attempt("setns(the container's network namespace)", lambda: setns(net, CLONE_NEWNET))
-    device = socket.if_nametoindex(interface)
+    device = journal.attempt(f'if_nametoindex("{interface}")', lambda: index_of(interface))
     for network in networks:
         call = f'RTM_NEWROUTE(type=local, destination={network}, name="{interface}", table=local)'
         request = local_route(network, device)
@@ -145,9 +157,7 @@ def in_child(work: Callable[[Journal], None], journal: Journal) -> None:
     if child == 0:
         status, own = 1, Journal()
         try:
-            with contextlib.suppress(StepError):
-                work(own)
-                status = 0
+            status = 0 if own.guard(lambda: work(own)) else 1
         finally:
             os.write(theirs, own.text.encode(errors="replace"))
             os._exit(status)
@@ -204,11 +214,9 @@ def main() -> NoReturn:
         ready = {descriptor for descriptor, _ in poll.poll()}
         pid = 0 if lifeline in ready else wiring.take_call(init)
         if pid:
-            journal, done = Journal(), False
-            with contextlib.suppress(StepError):
-                pidfd = journal.attempt(f"pidfd_open({pid})", lambda: os.pidfd_open(pid))
-                build(pid, config, journal)
-                done = True
+            journal = Journal()
+            pidfd = os.pidfd_open(pid)
+            done = journal.guard(lambda: build(pid, config, journal))
             journal.answer(init, done=done)
             if done:
                 poll.unregister(init.fileno())

@@ -73,6 +73,19 @@ class Journal:
         self._write(call, 0, 0, began)
         return result
 
+    def guard(self, work: Callable[[], object]) -> bool:
+        """Do all of it; whether it went well.  What is raised outside of any call is written down, too."""
+        try:
+            work()
+        except StepError:
+            return False
+        except Exception as error:  # noqa: BLE001 - likewise
+            began = time.time_ns()
+            number = _errno(error)
+            self._write(f"{type(error).__name__}{_words_of(error, number)}", -1, number, began)
+            return False
+        return True
+
     def attempt_or_not(self, call: str, function: Callable[[], object], bearable: Container[int]) -> None:
         """Likewise, but nothing is lost by a failure with one of these errno.
 
