@@ -144,6 +144,7 @@ WHY: Final[dict[str, tuple[str, str]]] = {
         "Start pasta: it turns packets of the container into connections of ordinary sockets of the host.",
         "pasta(1)",
     ),
+    "network if_nametoindex": ("Find the device that pasta has made.", "if_nametoindex(3)"),
     "network RTM_NEWROUTE": (
         "Make what must not be reached (the host's loopback, clouds' metadata) the container's own.",
         "rtnetlink(7), ip-route(8)",
