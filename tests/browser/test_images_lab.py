@@ -34,7 +34,7 @@ def test_an_image_in_jupyterlab(
     release = tar(("etc/os-release", 'NAME="Tiny Linux"\n'), ("etc/motd", "hello\n"))
     saved(lab_folder / "tiny.tar", [base(), release], tags=["tiny:1.0"])
     cells = {
-        "load": f"%load_ext nsmagic\n%env XDG_CACHE_HOME={lab_folder}/cache",
+        "load": f"%load_ext nsmagic\n%env XDG_CACHE_HOME={lab_folder}/cache\n%contain None",
         "shell": SHELL,
         "changes": "%changes",
         "python": "%%contain --image tiny.tar\nimport os\nprint(open('/etc/os-release').read(), os.listdir('/bin')[:5])",
