@@ -264,7 +264,10 @@ def _ps(arguments: list[str]) -> int:
 
 def _images(arguments: list[str]) -> int:
     from nsmagic import views  # noqa: PLC0415 - run needs none of it
-    from nsmagic.images import listing  # noqa: PLC0415 - likewise
+    from nsmagic.plan import require_linux  # noqa: PLC0415 - likewise
+
+    require_linux()
+    from nsmagic.images import listing  # noqa: PLC0415 - likewise, and it is for Linux only
 
     sys.stdout.write(views.table_text(listing.command("nsmagic images", arguments)) + "\n")
     return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -206,6 +205,8 @@ def library_folders(paths: tuple[str, ...]) -> tuple[str, ...]:
     Those of ``sys.path``, without those that lie in others of them; the folder of the owner's own script is
     the owner's own affair.
     """
+    import sysconfig  # noqa: PLC0415 - only images need it
+
     library = sysconfig.get_paths()
     named = os.environ.get("PYTHONPATH", "").split(":")
     wanted = {library["stdlib"], library["platstdlib"], _OURS}

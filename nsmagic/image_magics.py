@@ -10,6 +10,7 @@ from IPython.display import display
 
 from nsmagic import container, standbys, views
 from nsmagic.errors import SpecError
+from nsmagic.plan import require_linux
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -29,7 +30,8 @@ class ImageMagics(Magics):  # type: ignore[misc]
 
         They are kept in ~/.cache/nsmagic, or below $XDG_CACHE_HOME.
         """
-        from nsmagic.images import listing  # noqa: PLC0415 - only whoever asks needs it
+        require_linux()
+        from nsmagic.images import listing  # noqa: PLC0415 - only whoever asks needs it, and only Linux has it
 
         try:
             words = shlex.split(line)

@@ -91,7 +91,10 @@ def container_spec(given: Mapping[str, Any], progress: Progress | None = None) -
     workdir = "" if "mount" in joined else filesystem.resolve_workdir("--workdir", given.get("workdir", base))
     image, user = None, given.get("user")
     if "image" in given or "rootfs" in given:
-        from nsmagic import images  # noqa: PLC0415 - most runs need none of it
+        from nsmagic.plan import require_linux  # noqa: PLC0415 - most runs need none of it
+
+        require_linux()
+        from nsmagic import images  # noqa: PLC0415 - likewise, and it is for Linux only
 
         image, image_user = images.prepare(given, base, progress)
         user = image_user if user is None else user

@@ -58,6 +58,7 @@ def tried(name, what):
 tried("run", lambda: nsmagic.run("pass"))
 tried("best effort", lambda: nsmagic.run("pass", best_effort=True))
 tried("Container", lambda: nsmagic.Container())
+tried("image", lambda: nsmagic.run(["true"], image="x.tar"))
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 tried("load", lambda: nsmagic.load_ipython_extension(shell))
@@ -65,6 +66,7 @@ from nsmagic import cli, host
 tried("doctor", lambda: [tuple(row) for row in host.examine()])
 tried("text", lambda: host.render_text(host.examine()))
 tried("command", lambda: cli.main(["run", "-c", "pass"]))
+tried("images", lambda: cli.main(["images"]))
 print(json.dumps(found))
 """
 
@@ -78,7 +80,7 @@ def test_it_imports_and_use_is_one_error_that_points_elsewhere(where: str) -> No
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     name = {"win32": "Windows", "darwin": "Darwin"}[where]
-    for use in ("run", "best effort", "Container"):
+    for use in ("run", "best effort", "Container", "image"):
         assert found[use].startswith("HostError"), found[use]
         assert name in found[use]
         for place in ("Docker", "WSL2", "Codespaces", "Binder"):
@@ -86,5 +88,5 @@ def test_it_imports_and_use_is_one_error_that_points_elsewhere(where: str) -> No
     assert "None" in found["load"] or found["load"].startswith("HostError")
     assert "missing" in found["doctor"]
     assert "Docker" in found["text"]
-    assert found["command"] == "125"
+    assert found["command"] == found["images"] == "125"
     assert "Codespaces" in ran.stderr

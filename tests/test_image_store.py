@@ -392,6 +392,15 @@ def test_two_processes_at_once_make_one_store(large: Path, store: Path) -> None:
             end(process)
 
 
+def test_threads_at_once_make_one_store(large: Path, store: Path, unpacked: list[str]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(prepare, [large] * 24))) == 1
+    assert len(unpacked) == 2
+    assert len(kept(store)) == 2
+
+
 def test_what_a_killed_process_left_is_cleared_away(
     large: Path, store: Path, until: Callable[..., bool]
 ) -> None:

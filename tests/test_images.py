@@ -242,6 +242,27 @@ def test_jobs_of_one_container_share_its_root(tmp_path: Path, keep: Callable[...
     assert box.run("print(open('/etc/new').read())").stdout == "kept\n\n"
 
 
+def test_a_kept_container_has_an_image_too(tmp_path: Path) -> None:
+    image = saved(tmp_path / "tiny.tar", three(), run={"Env": ["A=image"]})
+    name = f"box{os.getpid()}"
+    try:
+        nsmagic.run(["sh", "-c", "echo new > /etc/new; rm /etc/kept"], image=image, name=name).check()
+        joined = nsmagic.run(["sh", "-c", "cat /etc/new /etc/motd; echo $A $PATH"], join=name).check()
+        assert joined.stdout.startswith("new\nupperimage /usr/local/sbin:")
+        assert ("/etc/kept", "deleted") in {(change.path, change.kind) for change in joined.changes}
+        assert (
+            nsmagic.run("import csv\nprint(open('/etc/new').read())", join=name).check().stdout == "new\n\n"
+        )
+        shared = nsmagic.run(["sh", "-c", "cat /etc/motd; echo $A"], join=f"{name}:user,mount").check()
+        assert shared.stdout == "upperimage\n"
+        with pytest.raises(SpecError, match="--image"):
+            nsmagic.run(["true"], image=image, join=name)
+        with pytest.raises(SpecError):
+            nsmagic.run(["true"], image=image, join=f"{name}:user,mount")
+    finally:
+        nsmagic.Container.find(name).stop()
+
+
 # ---- Python ----------------------------------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_ENTRIES: Final = 2_000_000
 """Files, folders and links of one image."""
+WAITING: Final = "waiting for another process that unpacks an image"
 _ROOTS: Final = ("bin", "usr", "sbin", "lib", "etc")
 _USER: Final = re.compile(r"(\d{1,9})(?::\d{1,9})?")
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -152,9 +153,7 @@ def forget_known() -> None:
 def _make(option: str, source: str, chosen: str, progress: Progress) -> ImageRecord:
     """Unpack what is not there yet, and write down what it is."""
     name = shown(os.path.basename(source))  # noqa: PTH119 - as text
-    with current_store().changing(
-        lambda: progress("waiting for another process that unpacks an image", 0, 0)
-    ):
+    with current_store().changing(lambda: progress(WAITING, 0, 0)):
         record = _ready(source, chosen)
         if record is not None:
             return record

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from nsmagic.descent import shown
 from nsmagic.errors import SpecError
-from nsmagic.images import current_store, forget_known
+from nsmagic.images import WAITING, current_store, forget_known
+from nsmagic.progress import Progress
 from nsmagic.result import size_text
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _named(name: str) -> ImageRecord:
 
 def _remove(name: str, busy: Callable[[Collection[str]], str] | None) -> Rows:
     image = _named(name)
-    with current_store().changing(lambda: None):
+    with Progress() as progress, current_store().changing(lambda: progress(WAITING, 0, 0)):
         others = {layer for other in current_store().images() if other != image for layer in other.layers}
         alone = [layer for layer in dict.fromkeys(image.layers) if layer not in others]
         by = busy([current_store().tree(layer) for layer in alone]) if busy else ""

@@ -22,6 +22,7 @@ import hashlib
 import os
 import secrets
 import stat
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -111,6 +112,7 @@ class Store:
     def __init__(self) -> None:
         self.path = place()
         self._held: dict[str, int] = {}
+        self._lock = threading.RLock()
 
     # ---- the folder itself -------------------------------------------------------
 
@@ -181,7 +183,10 @@ class Store:
 
     def hold(self, layer: str) -> bool:
         """Use a layer from now on, so that nobody removes it; False where it is not there."""
-        path = f"{self.path}/layers/{layer}"
+        with self._lock:
+            return self._hold(layer, f"{self.path}/layers/{layer}")
+
+    def _hold(self, layer: str, path: str) -> bool:
         if layer in self._held and _is_still(path, self._held[layer]):
             return True
         try:
@@ -202,8 +207,9 @@ class Store:
 
     def let_go(self, layer: str) -> None:
         """Use a layer no more."""
-        if layer in self._held:
-            os.close(self._held.pop(layer))
+        with self._lock:
+            if layer in self._held:
+                os.close(self._held.pop(layer))
 
     def add_layer(
         self,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import nsmagic
-from nsmagic import StartError
+from nsmagic import StartError, intake
 from nsmagic.native import _runtime, kinds  # type: ignore[attr-defined]  # built, not written
 from nsmagic.plan import Reach
 
@@ -156,3 +157,26 @@ def test_a_user_namespace_for_idmapped_mounts_leaves_no_process(children_of: Any
     assert os.readlink(f"/proc/self/fd/{namespace}") != os.readlink("/proc/self/ns/user")
     os.close(namespace)
     assert children_of(os.getpid()) == before
+
+
+def test_layers_are_stacked_and_the_container_goes_on_them(tmp_path: Path) -> None:
+    from nsmagic.spec import Image
+
+    for name in ("lower/d", "lower/etc", "upper/d"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "lower" / "d" / "gone").touch()
+    (tmp_path / "lower" / "d" / "kept").touch()
+    (tmp_path / "lower" / "etc" / "hosts").symlink_to("../../../nowhere")
+    try:
+        os.mknod(tmp_path / "upper" / "d" / "gone", 0o020000, os.makedev(0, 0))
+    except PermissionError:
+        pytest.skip(f"host: no whiteouts on {tmp_path}")
+    image = Image("layers", tuple(str(tmp_path / name) for name in ("upper", "lower")))
+    spec = replace(intake.container_spec({"workdir": str(tmp_path)}), image=image)
+    code = "import os\nopen('/d/new', 'w').close()\nprint(sorted(os.listdir('/d')), 'localhost' in open('/etc/hosts').read())"
+    with nsmagic.Container(spec) as box:
+        result = box.run(code).check()
+    assert result.stdout == "['kept', 'new'] True\n"
+    (stacked,) = [step.call for step in result.journal if step.call.startswith('mount("overlay"')]
+    assert "lowerdir=/tmp/l/0:/tmp/l/1" in stacked
+    assert sorted(os.listdir(tmp_path / "lower" / "d")) == ["gone", "kept"]
