@@ -204,6 +204,16 @@ def test_every_call_of_a_real_run_has_a_reason_and_a_page(options: dict[str, Any
     assert not without
 
 
+def test_a_container_that_joins_another_has_a_lane_more(quiet: Path) -> None:
+    import nsmagic
+
+    with nsmagic.Container(name="explained"):
+        journal = nsmagic.run("pass", join="explained:net,uts").check().journal
+    assert {row.who for row in explain.rows(journal)} == set(timeline.LANES)
+    assert not {f"{step.step} {step.call}" for step in journal if not all(reasons.why(step))}
+    assert "joiner: " in timeline.drawing(journal)
+
+
 def test_explain_groups_like_calls_and_keeps_their_order(quiet: Path) -> None:
     import nsmagic
 
