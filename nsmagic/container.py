@@ -567,12 +567,6 @@ class Container:
         return self.doors.hostname if self.doors is not None else ""
 
     @property
-    def ids_inside(self) -> tuple[int, int]:
-        """The payload's uid and gid in its own user namespace; on the host where it has none."""
-        identity = self._plan.identity
-        return identity.uid, identity.gid
-
-    @property
     def kind(self) -> tuple[object, ...] | None:
         """What a blank must share with this one to become it; None if it has to be made on purpose."""
         return self._plan.kind
@@ -1020,6 +1014,7 @@ class Container:
             limits=limits,
             missing={**plan.missing, **{each.what: each.reason for each in plan.choice.missing}},
             network=self.spec.net if "net" not in self.spec.joined else f"that of {self._joined_name()}",
+            joined=self.spec.joined_text,
             user=plan.identity.uid,
             host_user=plan.identity.host_uid,
             workdir=plan.root.workdir,

@@ -10,7 +10,7 @@ import pytest
 
 import nsmagic
 from nsmagic import HostError, cgroups
-from nsmagic.cgroups import Limits
+from nsmagic.cgroups import Limits, v2
 from nsmagic.result import seconds_text
 
 if TYPE_CHECKING:
