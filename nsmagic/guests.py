@@ -123,6 +123,9 @@ class Guest(Container):
         self._seen = shared.usage()
         return shared
 
+    def _attach(self) -> None:
+        """The container's network is there already: a second member of its name would be refused."""
+
     def _enlist(self) -> None:
         """It is no container of its own."""
 
