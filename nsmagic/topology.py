@@ -232,6 +232,6 @@ def bundle(network: Topology) -> dict[str, str]:
         "text/plain": words,
         "text/html": (
             f"<div><b>{html.escape(network.title)}</b></div>"
-            f'<img alt="{html.escape(network.title)}" src="data:image/svg+xml;base64,{picture}"/>'
+            f'<img alt="{html.escape(words)}" src="data:image/svg+xml;base64,{picture}"/>'
         ),
     }

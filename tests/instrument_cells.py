@@ -64,6 +64,20 @@ while time.time() < end:
 while True:
     threading.Thread(target=time.sleep, args=(0.5,)).start()
     time.sleep(0.02)""",
+    "lab": """\
+%network create lab
+%contain --net lab --name web -w / here = 1
+%contain --net lab --name mail -w / here = 2""",
+    "serve": """\
+%%contain --join web --bg --proc server
+import http.server
+http.server.HTTPServer(("", 80), http.server.SimpleHTTPRequestHandler).serve_forever()""",
+    "topology": "%network show lab",
+    "lab-end": """\
+server.stop()
+%container stop web
+%container stop mail
+%network remove lab""",
     "scratch": """\
 %%scratch lab
 from nsmagic.linux import *

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-PICTURES = {"explain": 1, "failure": 1, "memory": 1, "cpu": 1}
+PICTURES = {"topology": 1, "explain": 1, "failure": 1, "memory": 1, "cpu": 1}
 WORDS = {
     # What the text form must say.
     "doctor": "works",
@@ -32,12 +32,13 @@ WORDS = {
     "failure": "what to do",
     "write": "peak memory",
     "changes": "notes.txt",
+    "topology": "web",
     "memory": "out of memory",
     "cpu": "of 0.5",
     "scratch": "lab",
     "scratch-list": "lab",
 }
-NO_OUTPUT = {"load", "behind", "built", "stop", "scratch-stop"}
+NO_OUTPUT = {"lab", "serve", "lab-end", "load", "behind", "built", "stop", "scratch-stop"}
 TAGS = {
     "a", "b", "br", "code", "div", "i", "img", "p", "pre", "small", "span", "strong", "table", "tbody", "td", "th", "thead", "tr",
     "wbr",

@@ -341,6 +341,21 @@ def test_no_standby_holds_a_name(lab: Network, until: Callable[..., bool]) -> No
         assert until(lambda: not lab.view().members)
 
 
+def test_kept_containers_are_one_member_each_however_many_jobs_they_have(lab: Network) -> None:
+    boxes = [nsmagic.Container(name=name, net=lab.name).start() for name in ("kept-web", "kept-mail")]
+    try:
+        for name in ("kept-web", "kept-mail"):
+            for _ in range(2):
+                nsmagic.run("pass", join=name).check()
+        assert sorted(member.name for member in lab.view().members) == ["kept-mail", "kept-web"]
+        there = "import socket; print(socket.gethostbyname('kept-web'))"
+        address = nsmagic.run(there, join="kept-mail").check().stdout.strip()
+        assert address.startswith(lab.subnet.rpartition(".")[0])
+    finally:
+        for box in boxes:
+            box.stop()
+
+
 # ---- networks come and go ----------------------------------------------------------------------
 
 

@@ -116,6 +116,19 @@ def test_both_sides(shown: Notebook) -> None:
     shown.screenshot("both", "both", "both")
 
 
+def test_a_lab_is_drawn(shown: Notebook) -> None:
+    shown.run("lab")
+    shown.run("serve")
+    text = shown.run("topology")
+    assert "HostError" not in text
+    assert image(shown, "topology").evaluate(DECODED) >= WIDE
+    words = image(shown, "topology").get_attribute("alt")
+    assert "web" in words
+    assert "mail" in words
+    shown.screenshot("topology", "topology", "topology")
+    shown.run("lab-end")
+
+
 @pytest.mark.limits
 def test_the_curve_grows_in_place_and_reaches_its_limit(shown: Notebook) -> None:
     cell = shown.cell("memory")
