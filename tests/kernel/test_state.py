@@ -325,6 +325,21 @@ def test_keep_state_off(start: Callable[..., Any]) -> None:
     assert GONE in kernel.run(DIE).error
 
 
+def test_another_kernels_program_has_none() -> None:
+    from nsmagic import SpecError
+    from nsmagic.kernel import settings
+
+    words = ["-f", "/run/file", "--", "kernel", "/run/file"]
+    made = settings.parse(words, {"NSMAGIC_KEEP_STATE": "on"})
+    assert (made.keep_state, made.spec.snapshots) == ("off", False)
+    with pytest.raises(SpecError, match="--keep-state"):
+        settings.parse([*words[:2], "--keep-state", "on", *words[2:]], {})
+    made = settings.parse(words[:2], {"NSMAGIC_KEEP_STATE": "on"})
+    assert (made.keep_state, made.spec.snapshots) == ("on", True)
+    with pytest.raises(SpecError, match="NSMAGIC_KEEP_STATE: 'no' is none of auto, on, off"):
+        settings.parse(words[:2], {"NSMAGIC_KEEP_STATE": "no"})
+
+
 # ---- undo ---------------------------------------------------------------------------------------------------
 
 
@@ -528,7 +543,7 @@ def test_killed_at_any_moment_the_state_is_before_or_after(kernel: Any) -> None:
 @pytest.mark.limits
 @pytest.mark.parametrize("heap", [20, 80, 200], ids=lambda heap: f"{heap}M")
 def test_out_of_memory_takes_the_cell_and_not_the_snapshot(start: Callable[..., Any], heap: int) -> None:
-    kernel = start("isolated-python", "--mem", "512M", limits=True)
+    kernel = start("isolated-python", "--mem", "512M", "--keep-state", "on", limits=True)
     ok(kernel, f"import os\nkept = os.urandom({heap} << 20); sample = kept[::4096]")
     for _ in range(int(os.environ.get("NSMAGIC_STATE_ROUNDS", "5"))):
         error = kernel.run("hog = []\nwhile True: hog.append(bytearray(8 << 20))").error
