@@ -23,8 +23,8 @@ _DRAWN: Final = 24
 """Members in the picture; the text has all."""
 _ROW: Final = 78
 _TOP: Final = 14
-_HUB_LEFT, _HUB_WIDTH = 150, 128
-_BOX_LEFT, _BOX_WIDTH, _BOX_HEIGHT = 470, 270, 66
+_HUB_LEFT, _HUB_WIDTH = 166, 128
+_BOX_LEFT, _BOX_WIDTH, _BOX_HEIGHT = 480, 272, 66
 _WIDTH: Final = 760
 _UP, _DOWN, _INK, _MUTED = "#2e8b57", "#b0b0b0", "#222222", "#666666"
 
@@ -174,16 +174,16 @@ def svg(network: Topology) -> str:
     height = _TOP * 2 + rows * _ROW + (18 if len(network.members) > _DRAWN else 0)
     middle = _TOP + rows * _ROW / 2
     parts = [
-        _box(10, middle - 34, 106, 68, fill="#f3f3f3", edge=_MUTED),
-        *(_text(20, middle - 14 + 18 * i, line) for i, line in enumerate(network.outside)),
-        _line(116, middle, _HUB_LEFT, up=network.open),
+        _box(8, middle - 34, 122, 68, fill="#f3f3f3", edge=_MUTED),
+        *(_text(18, middle - 14 + 18 * i, line) for i, line in enumerate(network.outside)),
+        _line(130, middle, _HUB_LEFT, up=network.open),
         _box(_HUB_LEFT, _TOP, _HUB_WIDTH, rows * _ROW - 8, fill="#e5edf7", edge="#5e81ac"),
     ]
     for i, line in enumerate(network.hub):
         bold = ' font-weight="bold"' if i == 0 else ""
         parts.append(_text(_HUB_LEFT + 10, middle - 14 + 18 * i, line, more=bold))
     if not network.open:
-        parts.append(_text(127, middle + 5, "✕", size=15, colour="#d9363e"))
+        parts.append(_text(141, middle + 5, "✕", size=15, colour="#d9363e"))
     for number, member in enumerate(drawn):
         parts += _member(member, _TOP + number * _ROW)
     if not drawn:

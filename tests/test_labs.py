@@ -50,7 +50,7 @@ class Serving:
     """A container that serves on port 80, in a thread that waits for its end."""
 
     def __init__(self, **options: Any) -> None:
-        self.box = nsmagic.Container(**options)
+        self.box = nsmagic.Container(keep=False, **options)
         self.errors: list[Exception] = []
         self.thread = threading.Thread(target=self._run)
 
@@ -407,14 +407,16 @@ def test_a_fork_of_the_owner_has_no_networks(lab: Network) -> None:
 
 
 @pytest.mark.ordinary_user
-def test_members_user_namespaces_are_below_the_labs(lab: Network, keep: Callable[..., Container]) -> None:
+def test_members_user_namespaces_are_below_the_labs(
+    lab: Network, serves: Callable[[Network, str], bool]
+) -> None:
     """NS_GET_PARENT in ioctl_ns(2)."""
     import fcntl
 
-    web = keep(net=lab.name, hostname="web")
-    assert web.run("pass").ok
-    with open(f"/proc/{web.payload_pid}/ns/user", "rb") as inside:
-        parent = fcntl.ioctl(inside, 0xB702)
+    with Serving(net=lab.name, hostname="web") as web:
+        assert serves(lab, "web")
+        with open(f"/proc/{web.payload_pid}/ns/user", "rb") as inside:
+            parent = fcntl.ioctl(inside, 0xB702)
     try:
         assert os.fstat(parent).st_ino == os.fstat(lab._lab.userns).st_ino
     finally:
