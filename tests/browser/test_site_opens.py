@@ -61,7 +61,7 @@ def test_the_site_opens(browser: Any, address: str) -> None:
     page.goto(f"{address}index.html")
     page.locator("nav a", has_text="The course").first.click()
     page.locator("article a", has_text="13 · Build your own container").first.click()
-    page.locator("h1", has_text="Build your own container").wait_for()
+    page.locator("article h1", has_text="Build your own container").wait_for()
     page.goto(f"{address}search.html?q=pivot_root")
     page.locator("#search-results li").first.wait_for()
     elsewhere = {url for url in asked if not url.startswith((address, "data:"))}
