@@ -985,6 +985,7 @@ class Container:
             limits=limits,
             missing={**plan.missing, **{each.what: each.reason for each in plan.choice.missing}},
             network=self.spec.net if "net" not in self.spec.joined else f"that of {self._joined_name()}",
+            joined=self.spec.joined_text,
             user=plan.identity.uid,
             host_user=plan.identity.host_uid,
             workdir=plan.root.workdir,

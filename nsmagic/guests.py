@@ -154,7 +154,9 @@ class Guest(Container):
 
     def _isolation(self) -> Isolation:
         theirs = self.inside.isolation
-        return replace(theirs, notes=tuple(dict.fromkeys((*theirs.notes, *super()._isolation().notes))))
+        notes = dict.fromkeys((*theirs.notes, *super()._isolation().notes))
+        joined = f"{self.inside.spec.name}, as it is; the limits are those of all that runs in it"
+        return replace(theirs, notes=tuple(notes), joined=joined)
 
     def written(self) -> Written:
         """What has been written in the container so far, by whichever job."""

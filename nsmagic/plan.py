@@ -342,6 +342,9 @@ def make_plan(
     identity = identity_for(spec, userns="user" in wanted)
     if doors is not None and "user" in joined - wanted:
         identity = replace(identity, uid=doors.uid, gid=doors.gid)
+        if "pids" in choice.enforced:
+            counted = f"{choice.enforced['pids']}, which others share and count in"
+            choice = replace(choice, enforced={**choice.enforced, "pids": counted})
     hostname = doors.hostname if doors is not None and "uts" in joined else ""
     root = filesystem.build_root(spec, identity, python_path, hostname)
     if doors is not None and "mount" in joined:

@@ -116,12 +116,13 @@ class Isolation:
         added: those of them that were not asked for, but needed to make the others.
         limits: what is enforced, by what: ``{"mem": "cgroup v2 memory.max = 134217728"}``.
         missing: what was asked for and was not enforced, and why; only under ``--best-effort``.
-        network: ``none`` or ``host``.
+        network: ``none`` or ``host``, or whose it is that is shared.
         user: the payload's uid inside.
         host_user: the same uid on the host.
         workdir: the working directory inside.
         image: whose root file system it has; empty for the host's programs.
         notes: what else one should know.
+        joined: what it shared with a container that is kept; empty for nothing.
     """
 
     namespaces: tuple[str, ...]
@@ -136,6 +137,7 @@ class Isolation:
     system_calls: str = "deny-list"
     image: str = ""
     notes: tuple[str, ...] = ()
+    joined: str = ""
 
 
 @dataclass(frozen=True)

@@ -374,6 +374,13 @@ class ContainerSpec:
             if targets.count(target) > 1:
                 raise SpecError("--bind", f"{_shown(target)} is the place of two binds")
 
+    @property
+    def joined_text(self) -> str:
+        """What it shares, in words; empty for nothing."""
+        if self.join is None or not self.joined:
+            return ""
+        return f"{', '.join(kind for kind in NAMESPACES if kind in self.joined)} of {self.join.name}"
+
     def _check_join(self) -> None:
         """What is shared is as it is: nothing of it can be asked for."""
         for kind in NAMESPACES:

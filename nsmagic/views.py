@@ -89,6 +89,8 @@ def cpu_text(user: float, system: float) -> str:
 def isolation_rows(isolation: Isolation) -> list[tuple[str, str]]:
     """The isolation that is in force."""
     rows = [("namespaces", ", ".join(isolation.namespaces) or "none")]
+    if isolation.joined:
+        rows.append(("joined", isolation.joined))
     if isolation.added:
         rows.append(("added", f"{', '.join(isolation.added)}: without it the others cannot be made"))
     rows += [("limit", f"{name}: {how}") for name, how in isolation.limits.items()]
@@ -217,10 +219,8 @@ def container_rows(containers: Sequence[Container]) -> list[tuple[str, ...]]:
 def _namespaces_text(container: Container) -> str:
     """Its own, and whose others it shares."""
     text = ", ".join(container.namespaces) or "none"
-    join = container.spec.join
-    if join is not None and join.kinds is not None:
-        text += f"; {', '.join(sorted(join.kinds))} of {join.name}"
-    return text
+    joined = container.isolation.joined
+    return f"{text}; {joined}" if joined else text
 
 
 def kept_rows(containers: Sequence[Container]) -> list[tuple[str, ...]]:

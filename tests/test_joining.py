@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from nsmagic import Result
 
 pytestmark = [
-    pytest.mark.hosts,
     pytest.mark.container,
     pytest.mark.works("all namespaces", "fresh /proc"),
     pytest.mark.usefixtures("quiet"),
@@ -113,6 +112,7 @@ def descriptors() -> set[str]:
 # ---- joined as it is -------------------------------------------------------------------------
 
 
+@pytest.mark.hosts
 def test_what_joins_is_in_all_of_its_namespaces(web: Container) -> None:
     links = inside(LINKS, join="web")
     for kind in NAMESPACES:
@@ -185,6 +185,7 @@ def look_for(pid: str, **options: Any) -> list[object]:
     return list(result.values["answer"])
 
 
+@pytest.mark.hosts
 def test_a_server_in_the_background_serves_who_joins_and_nobody_else(web: Container) -> None:
     server = Background(web, SERVER)
     pid = server.line()
@@ -211,6 +212,7 @@ def test_system_v_memory_is_shared_by_the_ipc_namespace(web: Container) -> None:
     assert not inside(look, setup)
 
 
+@pytest.mark.hosts
 def test_what_joins_is_confined_as_the_first_was(web: Container) -> None:
     status = inside("open('/proc/self/status').read()", join="web")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -228,6 +230,7 @@ def test_what_joins_is_confined_as_the_first_was(web: Container) -> None:
         assert not nsmagic.run(code, join="web").ok
 
 
+@pytest.mark.hosts
 def test_each_job_has_its_own_end(web: Container) -> None:
     assert nsmagic.run("import sys; sys.exit(7)", join="web").exit_status == 7
     assert nsmagic.run(["sh", "-c", "kill -TERM $$"], join="web").signal == signal.SIGTERM
@@ -312,6 +315,7 @@ def test_a_cell_that_fails_does_not_take_the_container_along() -> None:
 PARTS = [*NAMESPACES, "net,uts", "user,net", "pid,ipc,mount", "all"]
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("kinds", PARTS)
 def test_just_these_namespaces_are_shared(web: Container, kinds: str, until: Callable[..., bool]) -> None:
     shared = set(NAMESPACES) if kinds == "all" else set(kinds.split(","))
@@ -323,6 +327,7 @@ def test_just_these_namespaces_are_shared(web: Container, kinds: str, until: Cal
         assert {kind for kind in NAMESPACES if theirs[kind] == ours[kind]} == shared
         assert all(theirs[kind] != host[kind] for kind in NAMESPACES)
         assert set(other.isolation.namespaces) == set(NAMESPACES) - shared
+        assert other.isolation.joined == f"{', '.join(kind for kind in NAMESPACES if kind in shared)} of web"
     finally:
         other.stop()
     assert not web.ending()
@@ -359,6 +364,7 @@ def test_the_name_of_the_host_is_known_to_the_files(web: Container) -> None:
     assert inside(look, join="web:net")[1] is False
 
 
+@pytest.mark.hosts
 @pytest.mark.limits
 def test_a_new_container_has_its_own_limits_and_a_guest_those_of_its_host() -> None:
     hungry = "x = bytearray(60 << 20); x[::4096] = b'x' * len(x[::4096])"
@@ -631,6 +637,7 @@ time.sleep(1000)
 # ---- what is left -----------------------------------------------------------------------------------
 
 
+@pytest.mark.hosts
 def test_nothing_is_left_after_its_end(
     until: Callable[..., bool], children_of: Callable[[int], set[int]]
 ) -> None:
@@ -691,6 +698,7 @@ web.run_job(job, sink=Sink())
 """
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("ns", ["all", "user,uts,ipc"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_when_the_owner_dies_all_is_gone(ns: str, number: int, until: Callable[..., bool]) -> None:

@@ -92,6 +92,28 @@ def test_the_order_of_the_last_steps_without_namespaces() -> None:
     assert not {"userns", "mount", "net", "uts"} & set(steps)
 
 
+@pytest.mark.parametrize("join", ["web", "web:net,pid", "web:user,mount", "web:time,cgroup"])
+def test_what_is_joined_is_entered_in_order_before_init_is_made(join: str) -> None:
+    """The user namespace first, since it gives the right to enter the others; the mounts last; then init."""
+    with nsmagic.Container(name="web"):
+        journal = nsmagic.run("pass", join=join).check().journal
+    entered = [step.call for step in journal if step.call.startswith("setns(")]
+    assert entered[0].endswith("CLONE_NEWUSER)")
+    assert not [call for call in entered[:-1] if call.endswith("CLONE_NEWNS)")]
+    calls = [step.call for step in journal if step.who == "joiner"]
+    (made,) = [call for call in calls if call.startswith(("clone3(", "clone("))]
+    assert "CLONE_PARENT" in made
+    assert calls.index(entered[-1]) < calls.index(made)
+    assert [call for call in calls if call.startswith("open_tree(")] == (
+        ['open_tree("/proc" of the joined, OPEN_TREE_CLONE|AT_RECURSIVE)'] if "pid" in join else []
+    )
+    assert not [
+        step
+        for step in journal
+        if step.errno and not step.call.startswith(("mount_setattr", "keyctl", "clone3"))
+    ]
+
+
 def test_without_a_namespace_its_steps_are_not_there() -> None:
     steps = {step.step for step in nsmagic.run("pass", ns="all-uts-time").check().journal}
     assert "uts" not in steps
