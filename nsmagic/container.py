@@ -532,12 +532,6 @@ class Container:
         return self.doors.hostname if self.doors is not None else ""
 
     @property
-    def ids_inside(self) -> tuple[int, int]:
-        """The payload's uid and gid in its own user namespace; on the host where it has none."""
-        identity = self._plan.identity
-        return identity.uid, identity.gid
-
-    @property
     def kind(self) -> tuple[object, ...] | None:
         """What a blank must share with this one to become it; None if it has to be made on purpose."""
         return self._plan.kind

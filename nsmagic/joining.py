@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 from nsmagic import names
 from nsmagic.errors import SpecError
 from nsmagic.launcher import client
-from nsmagic.plan import Doors
+from nsmagic.plan import Doors, identity_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from nsmagic.channels import Channels
     from nsmagic.container import Container
@@ -75,7 +75,12 @@ def open_doors(joined: Container, spec: ContainerSpec) -> Doors:
             "--join",
             f"{joined.spec.name} has no mount namespace, and so no /proc of its processes; leave pid out",
         )
-    return _open(joined, kinds, joined.offered["mount"] if wants_proc else -1)
+    wanted = {"user", *kinds}
+    own, theirs = identity_for(spec, userns=True), joined.plan.identity
+    if own.as_root and (own.host_uid, own.host_gid) != (theirs.host_uid, theirs.host_gid):
+        # The one user of their user namespace is another one on the host, and root need not go there.
+        wanted = set(kinds)
+    return _open(joined, wanted, joined.offered["mount"] if wants_proc else -1)
 
 
 def all_doors(joined: Container) -> Doors:
@@ -88,8 +93,7 @@ def again(doors: Doors) -> Doors:
     return _own(doors.steps, doors.proc_from, doors)
 
 
-def _open(joined: Container, kinds: Iterable[str], proc_from: int) -> Doors:
-    wanted = {"user", *kinds}
+def _open(joined: Container, wanted: Collection[str], proc_from: int) -> Doors:
     outer = joined.doors.steps if joined.doors is not None else ()
     theirs = {kind for kind, _ in outer}
     own = [kind for kind in _ORDER if kind in joined.offered and kind not in theirs]
@@ -97,8 +101,10 @@ def _open(joined: Container, kinds: Iterable[str], proc_from: int) -> Doors:
         own = ["user", *(kind for kind in own if kind != "user")]
     steps = [step for step in outer if step[0] in wanted]
     steps += [(kind, joined.offered[kind]) for kind in own if kind in wanted]
-    uid, gid = joined.ids_inside
-    return _own(steps, proc_from, Doors((), uid, gid, -1, joined.plan.root.workdir, joined.hostname))
+    identity = joined.plan.identity
+    host = (identity.host_uid, identity.host_gid)
+    rest = Doors((), identity.uid, identity.gid, -1, joined.plan.root.workdir, joined.hostname, host)
+    return _own(steps, proc_from, rest)
 
 
 def _own(steps: Sequence[tuple[str, int]], proc_from: int, rest: Doors) -> Doors:

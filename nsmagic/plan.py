@@ -52,6 +52,7 @@ class Doors(NamedTuple):
         proc_from: descriptor of a mount namespace whose /proc shows the joined PID namespace; -1 for none.
         workdir: where the payload starts if it has joined the mounts.
         hostname: the name of the host, if it has joined that.
+        host: what ``uid`` and ``gid`` stand for on the host; None for what they stand for anyhow.
     """
 
     steps: tuple[tuple[str, int], ...]
@@ -60,6 +61,7 @@ class Doors(NamedTuple):
     proc_from: int = -1
     workdir: str = ""
     hostname: str = ""
+    host: tuple[int, int] | None = None
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -152,7 +154,10 @@ class Plan:
             blank: leave open what ``finish`` will tell.
         """
         rest = self.finish(number)
-        doors = self.doors or Doors((), self.identity.host_uid, self.identity.host_gid)
+        doors = self.doors or Doors((), 0, 0)
+        parent = (self.identity.host_uid, self.identity.host_gid)
+        if "user" in doors.kinds:
+            parent = (doors.uid, doors.gid)
         return frames.Spawn(
             id=number,
             namespaces=sum(CLONE_NEW[name] for name in self.namespaces),
@@ -160,8 +165,8 @@ class Plan:
             gid=self.identity.gid,
             host_uid=self.identity.host_uid,
             host_gid=self.identity.host_gid,
-            parent_uid=doors.uid,
-            parent_gid=doors.gid,
+            parent_uid=parent[0],
+            parent_gid=parent[1],
             joins=[CLONE_NEW[kind] for kind, _ in doors.steps],
             proc_from=doors.proc_from >= 0,
             hostname=None if blank else rest.hostname,
@@ -341,12 +346,8 @@ def make_plan(
         raise _no_root(reach.refused.get("mount", "") if reach is not None else "")
     identity = identity_for(spec, userns="user" in wanted)
     if doors is not None and "user" in joined - wanted:
-        identity = replace(identity, uid=doors.uid, gid=doors.gid)
-        if "pids" in choice.enforced:
-            counted = f"{choice.enforced['pids']}, which others share and count in"
-            choice = replace(choice, enforced={**choice.enforced, "pids": counted})
-    hostname = doors.hostname if doors is not None and "uts" in joined else ""
-    root = filesystem.build_root(spec, identity, python_path, hostname)
+        identity, choice = _in_shared_userns(identity, choice, doors)
+    root = filesystem.build_root(spec, identity, python_path, _shared_hostname(doors))
     if doors is not None and "mount" in joined:
         root.workdir = doors.workdir
     if wanted and "pid" not in wanted | joined and not identity.as_root:
@@ -355,6 +356,20 @@ def make_plan(
         root.notes.append("without a mount namespace the code can read and write all of your files")
     missing = {f"{name} namespace": why for name, why in reach.refused.items()} if reach is not None else {}
     return Plan(spec, namespaces, added, identity, root, choice, missing, doors=doors)
+
+
+def _in_shared_userns(identity: Identity, choice: Choice, doors: Doors) -> tuple[Identity, Choice]:
+    """In a user namespace of others the ids are theirs, and RLIMIT_NPROC counts all that are in it."""
+    if doors.host is not None:
+        identity = replace(identity, host_uid=doors.host[0], host_gid=doors.host[1])
+    if "pids" in choice.enforced:
+        counted = f"{choice.enforced['pids']}, which others share and count in"
+        choice = replace(choice, enforced={**choice.enforced, "pids": counted})
+    return replace(identity, uid=doors.uid, gid=doors.gid), choice
+
+
+def _shared_hostname(doors: Doors | None) -> str:
+    return doors.hostname if doors is not None and "uts" in doors.kinds else ""
 
 
 def _no_root(refused: str) -> HostError:
