@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import nsmagic
-from nsmagic import NetworkError, SpecError, StartError, explain, labs, networks, standbys
+from nsmagic import NetworkError, SpecError, StartError, explain, labs, networks, standbys, timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -472,14 +472,14 @@ def test_a_cable_that_cannot_be_laid_is_a_start_error(lab: Network, until: Calla
 def test_explain_tells_of_the_network(lab: Network) -> None:
     journal = nsmagic.run("pass", net=lab.name).check().journal
     rows = explain.rows(journal)
-    assert {row.lane for row in rows} >= {"launcher", "init", "network", "payload"}
+    assert {row.who for row in rows} >= {"launcher", "init", "network", "payload"}
     for row in rows:
         if row.step in {"net", "network"}:
             assert row.why, row.call
             assert row.page
-    calls = [row.call.partition("(")[0] for row in rows if row.lane == "network"]
+    calls = [row.call.partition("(")[0] for row in rows if row.who == "network"]
     assert calls.index("RTM_NEWLINK") < calls.index("RTM_NEWADDR") < calls.index("rename")
-    assert "network" in explain.timeline_svg(journal)
+    assert "network" in timeline.drawing(journal)
 
 
 def test_best_effort_is_no_way_around_it(lab: Network) -> None:

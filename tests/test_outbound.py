@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -449,7 +450,7 @@ def test_the_command_line(there: Callable[..., dict[str, Any]]) -> None:
         """)
     assert found["answer"] == "inside"
     assert found["status"] == 143
-    assert "--- network" in found["text"]
+    assert re.search(r"^network +network ", found["text"], re.MULTILINE)
     assert "pasta --quiet --config-net" in found["text"]
     assert "RTM_NEWROUTE(type=local, destination=127.0.0.0/8" in found["text"]
 

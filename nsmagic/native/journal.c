@@ -36,7 +36,7 @@ void nsm_begin(struct nsm_journal *journal)
     errno = 0;
 }
 
-/* Lines that somebody else wrote, who had a part in the building: the same six fields, by the same clock. */
+/* Lines that somebody else wrote, who had a part in the building: the same seven fields, by the same clock. */
 void nsm_append(struct nsm_journal *journal, const char *lines, size_t length)
 {
     if (length > sizeof journal->text)
