@@ -40,7 +40,7 @@ LESSONS: Final = (
     Lesson("06", "chroot", "chroot, and the way out of it"),
     Lesson("07", "mounts", "Mounts and pivot_root"),
     Lesson("08", "copy_on_write", "Copy-on-write", needs=("all namespaces", "copy-on-write")),
-    Lesson("09", "networks", "Networks"),
+    Lesson("09", "networks", "Networks", partly=("lab networks",)),
     Lesson("10", "cgroups", "Control groups", partly=("--mem", "--cpus", "--pids")),
     Lesson("11", "capabilities", "Capabilities and seccomp"),
     Lesson("12", "not_isolated", "What is not isolated"),

@@ -132,9 +132,10 @@ def picture(look: Look) -> Picture:
     drawing.line(375, 100, 440, 82)
     drawing.line(605, 100, 540, 82)
     for x, name, port in ((290, "left", 375), (500, "right", 605)):
-        drawing.box(x, 220, 184, 90, f"{name} {_inode(name)}", fill=OWN, bold=True)
-        drawing.box(port - 60, 250, 120, 40, f"eth0\n{ADDRESSES[name]}")
-        drawing.arrow(port, 132, port, 248, "veth", colour=BLUE, both=True)
+        drawing.box(x, 220, 184, 90, fill=OWN)
+        drawing.text(x + 92, 302, f"{name} {_inode(name)}", bold=True, anchor="middle")
+        drawing.box(port - 60, 236, 120, 40, f"eth0\n{ADDRESSES[name]}")
+        drawing.arrow(port, 132, port, 234, "veth", colour=BLUE, both=True)
     drawing.line(141, 82, 141, 150, colour=GREY, dashed=True)
     drawing.text(
         28, 170, "no cable leads here: nobody\nreaches it, and it reaches nobody", size=11, colour=GREY
