@@ -320,6 +320,24 @@ def test_a_store_that_others_may_write_to_is_not_used(tmp_path: Path, store: Pat
     assert os.listdir(tmp_path / "elsewhere") in ([], ["images", "layers"])
 
 
+def test_what_others_could_have_put_there_is_not_used(tmp_path: Path, store: Path) -> None:
+    image = saved(tmp_path / "image.tar", LAYERS)
+    prepare(image)
+    store.chmod(0o770)
+    for forget in (False, True):
+        if forget:
+            images.forget_known()
+        with pytest.raises(HostError, match="others may write there"):
+            prepare(image)
+
+
+def test_without_a_home_there_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(HostError, match="no home folder"):
+        prepare(saved(tmp_path / "image.tar", LAYERS))
+
+
 def test_it_is_closed_to_others(tmp_path: Path, store: Path) -> None:
     prepare(saved(tmp_path / "image.tar", LAYERS))
     assert store.stat().st_mode & 0o077 == 0

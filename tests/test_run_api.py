@@ -765,8 +765,8 @@ def test_one_that_takes_fewer_namespaces_is_made_on_purpose(blank: Container) ->
 def test_a_blank_ends_with_its_owner_and_leaves_no_process(
     blank: Container, until: Callable[..., bool]
 ) -> None:
+    assert until(lambda: blank.init_pid is not None)
     pid = blank.init_pid
-    assert pid is not None
     standbys.current().drop()
     assert until(lambda: not os.path.exists(f"/proc/{pid}"))
     assert until(lambda: not any(map(os.path.exists, blank._group.directories[:1])))

@@ -129,6 +129,8 @@ def _stamp(source: str) -> tuple[int, ...]:
 
 def _ready(source: str, chosen: str) -> ImageRecord | None:
     """What was made of a file before, if the file is still the same and all of it is still there."""
+    if not current_store().is_ours():
+        return None
     key = (current_store().path, source, chosen)
     record = _known.get(key) or current_store().find(source, chosen)
     try:

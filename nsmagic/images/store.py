@@ -98,7 +98,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
 def place() -> str:
     """The store's folder, which may not be there yet."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = cache if cache.startswith("/") else os.path.join(Path.home(), ".cache")  # noqa: PTH118 - as text
+    base = cache if cache.startswith("/") else os.path.expanduser("~/.cache")  # noqa: PTH111 - no home is no error yet
     return os.path.join(base, "nsmagic")  # noqa: PTH118 - likewise
 
 
@@ -118,16 +118,24 @@ class Store:
 
     def make(self) -> None:
         """Make the folders, for this user alone."""
+        if not self.path.startswith("/"):
+            raise self._unusable("you have no home folder")
         try:
             Path(self.path).mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = os.lstat(self.path)
-            mine = status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode)
-            if not mine or status.st_mode & 0o022:
+            if not self.is_ours():
                 raise self._unusable("others may write there, or it is another user's")
             for folder in ("images", "layers"):
                 Path(self.path, folder).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise self._unusable(error.strerror or "unknown") from error
+
+    def is_ours(self) -> bool:
+        """Whether it is there, this user's own, and nobody else may write to it."""
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
     def _unusable(self, why: str) -> HostError:
         remedy = "Set XDG_CACHE_HOME to a folder of your own."
