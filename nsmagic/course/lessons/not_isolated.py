@@ -69,7 +69,7 @@ def _half(look: Look) -> None:
 def picture(look: Look) -> Picture:
     """Two towers: containers on one kernel, and virtual machines with one each."""
     del look
-    release = os.uname().release
+    release = os.uname().release.partition("-")[0]
     drawing = Drawing(700, 340)
     for x, title in ((16, "containers"), (364, "virtual machines")):
         drawing.text(x + 160, 22, title, size=14, bold=True, anchor="middle")

@@ -63,13 +63,14 @@ def picture(look: Look) -> Picture:
     drawing.box(310, 156, 220, 56, f"your code\n{behind} on the host, 2 inside")
     drawing.arrow(420, 126, 420, 154, colour=BLUE)
     drawing.arrow(214, 180, 308, 110, colour=BLUE)
-    drawing.box(8, 260, 624, 52, f"one kernel: Linux {platform.release()}", fill=KERNEL, bold=True)
+    release = platform.release().partition("-")[0]
+    drawing.box(8, 260, 624, 52, f"one kernel: Linux {release}", fill=KERNEL, bold=True)
     drawing.text(16, 300, "processes · namespaces · control groups · mounts; no object called container")
     drawing.arrow(70, 210, 70, 258, colour=GREY)
     drawing.arrow(450, 228, 450, 258, colour=GREY)
     drawing.text(262, 255, "system calls", colour=GREY, anchor="middle")
     words = (
-        f"One kernel, Linux {platform.release()}; on it the notebook's process {look.here.pid} and, in "
+        f"One kernel, Linux {release}; on it the notebook's process {look.here.pid} and, in "
         f"namespaces of their own, a container's processes {outside} and {behind}, which are 1 and 2 inside."
     )
     return Picture(drawing.svg(), words)
