@@ -45,6 +45,9 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 
+# Installed for other tests; its button pushes the sign of the kernel's state out of a narrow toolbar.
+OTHERS = ("@jupyter/nbgrader",)
+
 
 @pytest.fixture(scope="session")
 def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -71,6 +74,9 @@ def lab(
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
+    page = home / "config" / "labconfig" / "page_config.json"
+    page.parent.mkdir(parents=True)
+    page.write_text(json.dumps({"disabledExtensions": dict.fromkeys(OTHERS, True)}))
     folders = {
         "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
         "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython",

@@ -49,7 +49,7 @@ def test_an_image_in_jupyterlab(
     context = browser.new_context(viewport={"width": 1000, "height": 1100})
     page = context.new_page()
     page.set_default_timeout(SECONDS * 1000)
-    page.goto(f"{address}lab/tree/images.ipynb?token={token}")
+    page.goto(f"{address}lab/workspaces/images/tree/images.ipynb?token={token}")
     page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
     page.keyboard.press("Control+B")  # more room: no list of files
     shown = open_notebook(page, lab_folder / "images.ipynb")

@@ -43,7 +43,7 @@ node => {
 DECODED = "node => node.decode().then(() => node.naturalWidth)"
 
 
-@pytest.fixture(scope="module", params=["lab/tree", "notebooks"], ids=["JupyterLab", "Notebook 7"])
+@pytest.fixture(scope="module", params=["lab/workspaces/instruments/tree", "notebooks"], ids=["JupyterLab", "Notebook 7"])
 def shown(
     request: pytest.FixtureRequest,
     browser: Any,
@@ -174,7 +174,7 @@ def test_a_notebook_of_somebody_else_is_shown_whole_without_trust(
     context = browser.new_context(viewport={"width": 1000, "height": 1400})
     page = context.new_page()
     page.set_default_timeout(SECONDS * 1000)
-    page.goto(f"{address}lab/tree/saved.ipynb?token={token}")
+    page.goto(f"{address}lab/workspaces/saved/tree/saved.ipynb?token={token}")
     look(page, 2)
     context.close()
 
