@@ -7,9 +7,11 @@ for hosts that are made by a command put before it.
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import socket
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +73,36 @@ def landlock() -> bool:
     if abi <= 0:
         raise nsmagic.HostError("Landlock", os.strerror(ctypes.get_errno()), "Use another kernel.")
     return int(abi) >= 6
+
+
+def lab() -> bool:
+    """Whether a container on a lab is reached there by its name, on a port that is root's elsewhere."""
+    code = """
+import socket
+server = socket.create_server(("", 80))
+print(socket.create_connection(("me", 80), 9).getpeername()[1])
+"""
+    with nsmagic.Network("trial"):
+        return printed(code, "80", net="trial", hostname="me", workdir="/")
+
+
+def image() -> bool:
+    """Whether a file of an archive is what the container sees, and stays as it was for the next one."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    with tempfile.TemporaryDirectory() as place, io.BytesIO(b"kept") as text:
+        os.environ["XDG_CACHE_HOME"] = place  # where layers are unpacked
+        try:
+            with tarfile.open(f"{place}/root.tar", "w") as archive:
+                member = tarfile.TarInfo("marker")
+                member.size = 4
+                archive.addfile(member, text)
+            code = "print(open('/marker').read()); open('/marker', 'w').close()"
+            given = {"rootfs": f"{place}/root.tar", "workdir": "/"}
+            return printed(code, "kept", **given) and printed(code, "kept", **given)
+        finally:
+            del os.environ["XDG_CACHE_HOME"]
+            if before is not None:
+                os.environ["XDG_CACHE_HOME"] = before
 
 
 DEVICES = """
@@ -145,6 +177,14 @@ ASKED: dict[str, Callable[[], bool]] = {
     "--disk": lambda: printed(FULL, "ENOSPC", disk="3M"),
     "--net none": lambda: answers("none"),
     "--net host": lambda: answers("host"),
+    "lab networks": lab,
+    "--net outbound": lambda: printed(
+        "print(any(line.split()[1] == '00000000' for line in open('/proc/net/route')))",
+        "True",
+        net="outbound",
+        workdir="/",
+    ),
+    "--image": image,
     "accounting": lambda: nsmagic.run("pass").usage.pids_peak is not None,
 }
 """By feature: use it; whether it does what its name says."""
@@ -157,7 +197,7 @@ def then(feature: str) -> tuple[str, str]:
     """
     try:
         return ("works", "") if ASKED[feature]() else ("weaker", "it was granted and does not hold")
-    except (nsmagic.HostError, nsmagic.StartError) as error:
+    except (nsmagic.HostError, nsmagic.NetworkError, nsmagic.StartError) as error:
         return "missing", f"{type(error).__name__}: {error}"
     except nsmagic.RunError as error:
         return "weaker", str(error)

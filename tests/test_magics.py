@@ -759,7 +759,7 @@ def completed(kernel: Kernel, line: str, rest: str = "") -> list[str]:
     [
         ("%%contain --m", ["%%contain --mem"]),
         ("%%contain --mem 1G --time", ["%%contain --mem 1G --timeout"]),
-        ("%%contain --net ", ["%%contain --net none", "%%contain --net host"]),
+        ("%%contain --net ", ["%%contain --net none", "%%contain --net host", "%%contain --net outbound"]),
         ("%%contain --net h", ["%%contain --net host"]),
         ("%%contain --rich=t", ["%%contain --rich=trusted"]),
         ("%contain --hostn", ["%contain --hostname"]),

@@ -180,7 +180,9 @@ def test_the_script_is_withheld(shown: Shown) -> None:
 
 
 def test_the_background_cell_is_listed_and_stopped(shown: Shown) -> None:
-    assert len(shown.data("background-list")["text/plain"].splitlines()) == 2
+    table, tree = shown.data("background-list")["text/plain"].split("\n\n")
+    assert len(table.splitlines()) == 2
+    assert len(tree.splitlines()) == 4  # heads, container, init, payload
     assert "stopped by its owner" in shown.data("background-stop")["text/plain"]
 
 

@@ -809,7 +809,7 @@ def test_help_names_every_option_once() -> None:
     flags = [word.rstrip(",") for line in lines for word in line if word.startswith("-")]
     assert len(flags) == len(set(flags))
     taken = {option.flag for option in options.of(options.INSTALL_SCOPES)} - {
-        "--timeout", "--rich", "--fresh-exec",
+        "--timeout", "--rich", "--fresh-exec", "--publish",
     }  # fmt: skip
     assert taken <= set(flags)
     assert "Default: 1G." in ended.stdout

@@ -43,7 +43,9 @@ node => {
 DECODED = "node => node.decode().then(() => node.naturalWidth)"
 
 
-@pytest.fixture(scope="module", params=["lab/workspaces/instruments/tree", "notebooks"], ids=["JupyterLab", "Notebook 7"])
+@pytest.fixture(
+    scope="module", params=["lab/workspaces/instruments/tree", "notebooks"], ids=["JupyterLab", "Notebook 7"]
+)
 def shown(
     request: pytest.FixtureRequest,
     browser: Any,
