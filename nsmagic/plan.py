@@ -319,11 +319,8 @@ def make_plan(
         SpecError: the spec is at odds with itself.
     """
     require_linux()
-    if reach is not None and reach.confined and (spec.name or doors is not None):
-        option = "--join" if doors is not None else "--name"
-        raise HostError(option, f"no namespace can be made here: {reach.confined}", "Leave it out.")
     if reach is not None and reach.confined:
-        return _confined_plan(spec, python_path, reach.confined)
+        return _confined_plan(spec, python_path, reach.confined, doors)
     if reach is not None:
         spec = replace(spec, namespaces=spec.namespaces - set(reach.refused))
     wanted = set(spec.namespaces)
@@ -412,7 +409,9 @@ def _names(spec: ContainerSpec) -> filesystem.Names | None:
     return networks.names(spec)
 
 
-def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: str) -> Plan:
+def _confined_plan(
+    spec: ContainerSpec, python_path: tuple[str, ...], refused: str, doors: Doors | None
+) -> Plan:
     """The weakest there is: no namespace at all, and what ``confinement`` can do."""
     if spec.image:
         raise _no_root(refused)
@@ -420,6 +419,9 @@ def _confined_plan(spec: ContainerSpec, python_path: tuple[str, ...], refused: s
         raise HostError(
             f"--net {spec.net}", f"no container can be made here ({refused})", "Say --net none or --net host."
         )
+    if spec.name or doors is not None:
+        option = "--join" if doors is not None else "--name"
+        raise HostError(option, f"no namespace can be made here: {refused}", "Leave it out.")
     identity = identity_for(spec, userns=False)
     limits = cgroups.Limits(
         mem=spec.mem, swap=spec.swap, cpus=spec.cpus, pids=spec.pids, snapshots=spec.snapshots
