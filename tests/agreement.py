@@ -179,7 +179,8 @@ ASKED: dict[str, Callable[[], bool]] = {
     "--net host": lambda: answers("host"),
     "lab networks": lab,
     "--net outbound": lambda: printed(
-        "print(any(line.split()[1] == '00000000' for line in open('/proc/net/route')))",
+        # Not /proc/net/route: where /proc is a synthetic one there is none.  Nothing is sent.
+        "import socket; print(socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9)) is None)",
         "True",
         net="outbound",
         workdir="/",
