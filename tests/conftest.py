@@ -69,6 +69,17 @@ def _does_not_work(features: tuple[str, ...]) -> str:
     return ""
 
 
+@pytest.fixture(scope="session")
+def added() -> set[str]:
+    """The namespace that every other one takes along here.
+
+    An ordinary user makes none without a user namespace.  Root does, but has its processes counted in one
+    where no control group counts them.
+    """
+    counted = _doctor()["--pids"].detail.startswith("RLIMIT_NPROC")
+    return {"user"} if os.geteuid() != 0 or counted else set()
+
+
 def lacks(marker: str) -> str:
     """Why a test with this marker cannot run here; empty where it can."""
     if marker == "root" and os.geteuid() != 0:

@@ -31,7 +31,8 @@ def test_one_directory_for_each_hierarchy(mechanism: v1.V1) -> None:
     assert all(each.endswith(f"/{group.name}") for each in group.directories[: len(group.directories) // 2])
     assert group.remove()
     mechanism.close()
-    assert not any(pathlib.Path(each).exists() for each in group.directories)
+    left = [each for each in group.directories if pathlib.Path(each).exists()]
+    assert not left, [list(pathlib.Path(each).rglob("*/")) for each in left]
 
 
 def test_swap_comes_on_top_of_memory(mechanism: v1.V1) -> None:
