@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jupyter_client.blocking.client import BlockingKernelClient
     from jupyter_client.manager import KernelManager
 
-SECONDS = 60.0
+SECONDS = 60.0  # an emulated machine takes 20 for the first kernel
 SAFE, WIDGETS = "isolated-python", "isolated-python-widgets"
 OUTPUTS = {SAFE: "safe", WIDGETS: "widgets"}
 FOLDERS = ("config", "data", "runtime", "ipython")

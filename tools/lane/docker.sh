@@ -112,7 +112,7 @@ make_venv() {
         touch "$venv/.made"
     fi
     if [[ ! $venv/.wheel -nt build/wheel/.built ]]; then
-        (umask 022 && "${pip[@]}" install --force-reinstall --no-deps build/wheel/*.whl && "${pip[@]}" install build/wheel/*.whl)
+        (umask 022 && "${pip[@]}" install --force-reinstall --no-deps build/wheel/*.whl && "${pip[@]}" install "$(ls build/wheel/*.whl)[kernel]")
         touch "$venv/.wheel"
     fi
 }

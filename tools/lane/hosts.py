@@ -36,6 +36,7 @@ import table  # noqa: E402 - ours
 
 OUT: Final = TREE / "build" / "hosts"
 SHIPPED: Final = ("tests", "tools", "notebooks", "pyproject.toml")
+EXTRAS: Final = "[kernel]"
 SITE_BYTES: Final = "1G"
 CANNOT: Final = 3
 PACKAGES: Final = ("pytest>=8", "pytest-rerunfailures>=15", "pytest-timeout>=2.3", "hypothesis>=6")
@@ -196,13 +197,13 @@ def make_site(python: str, wheels: Path, suite: str) -> Path:
     version = PYTHONS[suite]
     wheel = next(iter(sorted(wheels.glob("nsmagic-*.whl"))))
     place = TREE / "build" / "site" / version
-    wanted = hashlib.sha256((TREE / "pyproject.toml").read_bytes() + repr(PACKAGES).encode()).hexdigest()
+    wanted = hashlib.sha256((TREE / "pyproject.toml").read_bytes() + repr((EXTRAS, PACKAGES)).encode()).hexdigest()
     pip = [python, "-I", "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--target"]
     binary = ["--only-binary=:all:", "--python-version", version, "--implementation", "cp"]
     stamp = place / ".wanted"
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(place, ignore_errors=True)
-        subprocess.run([*pip, place, *binary, wheel, *PACKAGES], check=True)
+        subprocess.run([*pip, place, *binary, f"{wheel}{EXTRAS}", *PACKAGES], check=True)
         stamp.write_text(wanted)
     for old in place.glob("nsmagic*"):
         shutil.rmtree(old)
