@@ -197,7 +197,8 @@ def make_site(python: str, wheels: Path, suite: str) -> Path:
     version = PYTHONS[suite]
     wheel = next(iter(sorted(wheels.glob("nsmagic-*.whl"))))
     place = TREE / "build" / "site" / version
-    wanted = hashlib.sha256((TREE / "pyproject.toml").read_bytes() + repr((EXTRAS, PACKAGES)).encode()).hexdigest()
+    asked = (TREE / "pyproject.toml").read_bytes() + repr((EXTRAS, PACKAGES)).encode()
+    wanted = hashlib.sha256(asked).hexdigest()
     pip = [python, "-I", "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--target"]
     binary = ["--only-binary=:all:", "--python-version", version, "--implementation", "cp"]
     stamp = place / ".wanted"
