@@ -53,9 +53,15 @@ def test_out_of_memory_takes_the_cell_and_not_the_snapshot(
         assert cell.reply["status"] == "ok", cell
         for number in range(3):
             error = kernel.run(HOG).error
-            assert error.startswith("OutOfMemory: out of memory: it needed more than its limit of 384 MiB"), error
+            assert error.startswith("OutOfMemory: out of memory: it needed more than its limit of 384 MiB"), (
+                error
+            )
             assert "Variables are as they were before this cell." in error
             cell = kernel.run("count += 1; print(count, kept[::4096] == sample, 'hog' in globals())")
             assert cell.text == f"{number + 1} True False\n", cell
-    files = [group / "memory.oom.group" for pid in snapshots_of(kernel.pid, children_of) for group in groups_of(pid)]
+    files = [
+        group / "memory.oom.group"
+        for pid in snapshots_of(kernel.pid, children_of)
+        for group in groups_of(pid)
+    ]
     assert {file.read_text().strip() for file in files if file.exists()} <= {"0"}
