@@ -1,7 +1,8 @@
 """The second part of ``make bench``: "Isolated Python" beside the stock ipykernel, in one run, as ratios.
 
-Each round starts both, in turn, and does the same with them; medians of the rounds are compared.  Then what a
-snapshot before each cell costs, with more and more memory to share.
+Each round starts them in turn and does the same with each; medians of the rounds are compared.  Ours is there
+twice: with ``--keep-state off`` it does what ipykernel does, by default it also keeps variables through a death.
+Then what a snapshot before each cell costs, with more and more memory to share.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from jupyter_client.blocking.client import BlockingKernelClient
 
 STOCK, OURS = "python3", "isolated-python"
+KINDS = ("", "off", "auto")
+"""What is compared: the stock kernel, and ours by its ``--keep-state``."""
 TRIPS = 50
 OUTPUT = "for _ in range(100): print('x' * 99_999)"
 ROWS = (
     "start to ready",
     "round trip of `1`",
+    "the same, after a pause",
     "10 MB printed",
     "restart after a death",
     "memory, all processes",
@@ -80,13 +84,15 @@ def memory(root: int) -> int:
     return total
 
 
-def measure(name: str) -> list[float]:
-    """One round with one kernel: the figures of ``ROWS``."""
+def measure(kind: str) -> list[float]:
+    """One round with one kernel of ``KINDS``: the figures of ``ROWS``."""
+    name = OURS if kind else STOCK
+    os.environ["NSMAGIC_KEEP_STATE"] = kind or "auto"
     began = time.perf_counter()
     manager, client = start(name)
     ready = time.perf_counter() - began
     client.wait_for_ready(timeout=60)
-    trip = statistics.median(run(client, "1") for _ in range(TRIPS))
+    trip, quiet = trips(client, 0), trips(client, PAUSE)
     printed = run(client, OUTPUT)
     time.sleep(1)  # what is prepared behind a start is there by then, and belongs to the memory in use
     used = memory(manager.provisioner.pid)
@@ -94,7 +100,7 @@ def measure(name: str) -> list[float]:
     revived = revive(client) if name == OURS else ready
     client.stop_channels()
     manager.shutdown_kernel()
-    return [ready, trip, printed, revived, used]
+    return [ready, trip, quiet, printed, revived, used]
 
 
 def trips(client: BlockingKernelClient, pause: float) -> float:
@@ -148,30 +154,36 @@ def main() -> None:
     os.chdir("/usr/share")
     if rounds:
         beside_stock(rounds)
-    snapshots([int(word) for word in arguments.heaps.split(",") if word])
+    if heaps := [int(word) for word in arguments.heaps.split(",") if word]:
+        snapshots(heaps)
 
 
 def beside_stock(rounds: int) -> None:
     """Measure and print the comparison with the stock kernel."""
-    figures: dict[str, list[list[float]]] = {STOCK: [], OURS: []}
+    figures: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
     for number in range(rounds + 1):
-        for name, found in figures.items():
-            row = measure(name)
+        for kind, found in figures.items():
+            row = measure(kind)
             if number:
                 found.append(row)
         if sys.stderr.isatty():
             sys.stderr.write(f"\rround {number} of {rounds} ")
-    stock, ours = (
+    stock, *ours = (
         [statistics.median(column) for column in zip(*found, strict=True)] for found in figures.values()
     )
-    print("\n| kernel                | ipykernel | Isolated Python | ratio |")
-    print("|-----------------------|----------:|----------------:|------:|")
-    for row, plain, isolated in zip(ROWS, stock, ours, strict=True):
-        texts = [
-            f"{value / 2**20:.0f} MiB" if "memory" in row else f"{value * 1000:.1f} ms"
-            for value in (plain, isolated)
-        ]
-        print(f"| {row.ljust(21)} | {texts[0]:>9} | {texts[1]:>15} | {isolated / plain:>5.2f} |")
+    heads = [f"--keep-state {kind} | ratio" for kind in KINDS[1:]]
+    print(f"\n| kernel | ipykernel | {' | '.join(heads)} |")
+    print("|---|" + "---:|" * 5)
+    for row, plain, *isolated in zip(ROWS, stock, *ours, strict=True):
+        cells = [text(row, plain)]
+        for value in isolated:
+            cells += [text(row, value), f"{value / plain:.2f}"]
+        print(f"| {row} | {' | '.join(cells)} |")
+
+
+def text(row: str, value: float) -> str:
+    """A figure with its unit."""
+    return f"{value / 2**20:.0f} MiB" if "memory" in row else f"{value * 1000:.1f} ms"
 
 
 if __name__ == "__main__":
