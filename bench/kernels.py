@@ -1,8 +1,8 @@
 """The second part of ``make bench``: "Isolated Python" beside the stock ipykernel, in one run, as ratios.
 
 Each round starts them in turn and does the same with each; medians of the rounds are compared.  Ours is there
-twice: with ``--keep-state off`` it does what ipykernel does, by default it also keeps variables through a death.
-Then what a snapshot before each cell costs, with more and more memory to share.
+twice: with ``--keep-state off`` it does what ipykernel does, by default it also keeps variables through a
+death.  Then what a snapshot before each cell costs, with more and more memory to share.
 """
 
 from __future__ import annotations
