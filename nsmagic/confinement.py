@@ -36,7 +36,7 @@ NETWORK_ABI: Final = 4
 SCOPE_ABI: Final = 6
 
 _PROC: Final = ("cpuinfo", "filesystems", "loadavg", "meminfo", "stat", "uptime", "version")
-"""What tells of the machine and of no process; mount.c has the same list."""
+"""What tells of the machine and of no process; procfs.c has the same list."""
 _ETC: Final = ("group", "hostname", "hosts", "nsswitch.conf", "passwd")
 _PRIVATE: Final = re.compile(r"nsmagic-(\d+)-(\d+)-(\d+)-\w+")
 _LANDLOCK: Final = (

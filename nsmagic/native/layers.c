@@ -5,7 +5,7 @@
  * are merged.  A *whiteout* (a character device 0/0) hides a name of the layers below, an *opaque* folder all of a
  * folder.  All that the container writes goes to the topmost, which lies in the scratch and so counts as disk.
  *
- * The layers are detached mounts already (mount.c).  They are hung under short names, because mount(2) takes all of
+ * The layers are detached mounts already (sources.c).  They are hung under short names, because mount(2) takes all of
  * its options as one page of text, and fsconfig(2) takes at most 255 bytes for a value; `lowerdir+`, which would take
  * them one by one, is younger than the kernels that we run on.
  * See Documentation/filesystems/overlayfs.rst in the kernel's sources.

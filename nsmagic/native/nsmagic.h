@@ -200,10 +200,10 @@ int nsm_uts(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_net(const struct nsm_plan *plan, struct nsm_journal *journal);
 int nsm_timens(const struct nsm_plan *plan, struct nsm_journal *journal);
 
-/* mount.c */
+/* sources.c, mount.c; what these share with place.c, procfs.c and pivot.c is in mount.h */
 int nsm_mount_open_sources(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal);
-int nsm_mount(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal);
 void nsm_mount_close_sources(const struct nsm_plan *plan, struct nsm_entry *entries);
+int nsm_mount(const struct nsm_plan *plan, struct nsm_entry *entries, struct nsm_journal *journal);
 
 /* layers.c: how many of the entries are layers of the root; the root that is made of them, opened, or -1 */
 size_t nsm_layers_count(const struct nsm_plan *plan, const struct nsm_entry *entries);

@@ -70,7 +70,7 @@ static void name_flags(uint64_t flags, char *text, size_t room)
         snprintf(text, room, "0");
 }
 
-/* Whether we hold CAP_SYS_ADMIN here and now, see mount.c for why it matters. */
+/* Whether we hold CAP_SYS_ADMIN here and now, see sources.c for why it matters. */
 bool nsm_may_mount(void)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
