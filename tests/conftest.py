@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import os
-import select
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from polling import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,16 +117,6 @@ def children(pid: int) -> set[int]:
         except OSError:  # the thread has ended meanwhile
             continue
     return found
-
-
-def poll_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Whether the condition comes true within so many seconds; for what the kernel gives no event of."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        select.poll().poll(5)
-    return True
 
 
 @pytest.fixture(scope="session")

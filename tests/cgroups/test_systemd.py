@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from polling import poll_until
 
 from nsmagic import cgroups
 from nsmagic.cgroups import Limits, Unavailable, systemd
@@ -54,8 +55,6 @@ def directory(mechanism: systemd.Systemd) -> str:
 
 
 def poll(condition: Callable[[], bool]) -> bool:
-    from conftest import poll_until
-
     return poll_until(condition, 20)
 
 

@@ -51,7 +51,7 @@ def test_out_of_memory_takes_the_cell_and_not_the_snapshot(
     for heap in (10, 100):
         cell = kernel.run(f"import os\nkept = os.urandom({heap} << 20); sample = kept[::4096]; count = 0")
         assert cell.reply["status"] == "ok", cell
-        for number in range(3):
+        for number in range(2):
             error = kernel.run(HOG).error
             assert error.startswith("OutOfMemory: out of memory: it needed more than its limit of 384 MiB"), (
                 error
