@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from nsmagic.container import Observer
     from nsmagic.intake import RunOptions
-    from nsmagic.job import Sink
     from nsmagic.result import Result
+    from nsmagic.sinks import Observer, Sink
     from nsmagic.spec import ContainerSpec, JobSpec
 
 

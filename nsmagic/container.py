@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import io
 import itertools
 import os
 import pickle
-import re
 import select
 import shutil
 import signal
@@ -18,7 +16,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from nsmagic import (
     cgroups,
@@ -43,10 +41,11 @@ from nsmagic.errors import (
     ValueTransferError,
 )
 from nsmagic.host import remedy_for
-from nsmagic.job import Ending, Report, Run
+from nsmagic.job import Ending, Run
 from nsmagic.launcher import client, frames
 from nsmagic.outcome import judge
 from nsmagic.plan import make_plan, require_linux
+from nsmagic.report import Report
 from nsmagic.result import (
     Failure,
     Isolation,
@@ -58,21 +57,22 @@ from nsmagic.result import (
     size_text,
     written_bytes,
 )
+from nsmagic.sinks import Collector, observed
 from nsmagic.spec import NETWORKS, JobSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
 
     from nsmagic.attachment import Attachment
-    from nsmagic.firewall import Filtered
     from nsmagic.guests import Guest
     from nsmagic.intake import ContainerOptions, JobOptions
-    from nsmagic.job import Exit, Sink
     from nsmagic.outcome import Verdict
     from nsmagic.plan import Doors, Plan, Reach
+    from nsmagic.report import Exit
+    from nsmagic.sinks import Observer, Sink
     from nsmagic.spec import ContainerSpec, Image
 
 _numbers = itertools.count(1)
@@ -93,55 +93,6 @@ _KEPT_ENVIRONMENT: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 
 live: weakref.WeakValueDictionary[int, Container] = weakref.WeakValueDictionary()
 """The containers that have a job or are kept open, by number."""
-
-
-class Observer(Protocol):
-    """Who looks on while a job runs; see ``watch.Watch``."""
-
-    def begin(self, container: Container) -> None:
-        """A job is about to begin in this container."""
-
-    def stop(self) -> None:
-        """It is over, or was interrupted."""
-
-    def finish(self, usage: cgroups.Usage, result: Result) -> None:
-        """What the kernel counted in the end, and how it ended."""
-
-
-class Collector:
-    """The sink that keeps everything, for the API."""
-
-    def __init__(self) -> None:
-        # Not lists of pieces: joining them would touch every byte, and fault in every page, once more.
-        self.streams = {"stdout": io.BytesIO(), "stderr": io.BytesIO()}
-        self.outputs: list[Filtered] = []
-
-    def stream(self, name: str, data: bytes) -> None:
-        """Keep it."""
-        self.streams[name].write(data)
-
-    def display(self, output: Filtered, kind: str, display_id: str | None, *, update: bool) -> None:
-        """Keep it."""
-        del kind, display_id, update
-        self.outputs.append(output)
-
-    def clear(self, *, wait: bool) -> None:
-        """Nothing was shown."""
-
-    def failure(self, ename: str, evalue: str, traceback: list[str]) -> None:
-        """What Python itself would print: the traceback, without colours."""
-        del ename, evalue
-        self.streams["stderr"].write(plain_text("\n".join(traceback) + "\n").encode())
-
-    def ask(self, prompt: str, *, password: bool) -> str | None:
-        """Nobody is there."""
-        del prompt, password
-        return None
-
-
-def plain_text(text: str) -> str:
-    """Text without colour sequences."""
-    return re.sub(r"\x1b\[[0-9;:]*m", "", text)
 
 
 class Container:
@@ -796,7 +747,7 @@ class Container:
                 run = Run(
                     self._channels, self._report, self._reader, job, message, sink or collector, stdin, memory
                 )
-                with _observed(observer, self):
+                with observed(observer, self):
                     ending = run.run(ready=self._take_ready())
                 if ending.why == "failed":
                     raise self._start_error()
@@ -1049,18 +1000,6 @@ class Container:
         if self._launcher is not None and not self._launcher.alive():
             return LauncherError(f"the launcher {self._launcher.how_it_died()}. {self._launcher.log()}")
         return StartError("payload", "", 0, "its processes ended before its job began")
-
-
-@contextlib.contextmanager
-def _observed(observer: Observer | None, container: Container) -> Iterator[None]:
-    if observer is None:
-        yield
-        return
-    observer.begin(container)
-    try:
-        yield
-    finally:
-        observer.stop()
 
 
 def _close_all(descriptors: Iterable[int]) -> None:

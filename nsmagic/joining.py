@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from nsmagic.channels import Channels
     from nsmagic.container import Container
-    from nsmagic.job import Report
+    from nsmagic.report import Report
     from nsmagic.spec import ContainerSpec
 
 KILLED_FROM_INSIDE: Final = "a process in it killed the one that ends what a job has left behind"

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from nsmagic.cgroups import Missing, Usage
     from nsmagic.container import Container
-    from nsmagic.job import Sink
     from nsmagic.result import Result
+    from nsmagic.sinks import Sink
     from nsmagic.spec import ContainerSpec
 
 _SOONEST: Final = 0.002
@@ -75,7 +75,7 @@ def require(spec: ContainerSpec) -> None:
 
 
 class Watch:
-    """The readings of one run, and their thread; see ``container.Observer``."""
+    """The readings of one run, and their thread; see ``sinks.Observer``."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
