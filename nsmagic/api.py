@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from nsmagic.container import Observer
     from nsmagic.intake import RunOptions
-    from nsmagic.job import Sink
+    from nsmagic.plan import Plan
     from nsmagic.result import Result
+    from nsmagic.sinks import Observer, Sink
     from nsmagic.spec import ContainerSpec, JobSpec
 
 
@@ -91,11 +91,21 @@ def run_once(
     sink: Sink,
     stdin: int | None,
     observer: Observer | None = None,
+    plan: Plan,
 ) -> Result:
-    """Run a script or program in a container, for a process that will run no other: no standby follows."""
-    require_linux()
+    """Run a script or program in a container, for a process that will run no other: no standby follows.
+
+    Args:
+        container: what it should be.
+        job: what to run.
+        sink: where output goes.
+        stdin: a descriptor to copy from.
+        observer: who looks on.
+        plan: how to make it; under ``best_effort`` another is made, by what turns out to be within reach.
+    """
     client.expect("programs")
-    return Container(container, keep=False).start().run_job(job, sink=sink, stdin=stdin, observer=observer)
+    made = Container(container, keep=False, plan=None if container.best_effort else plan)
+    return made.start().run_job(job, sink=sink, stdin=stdin, observer=observer)
 
 
 def run(

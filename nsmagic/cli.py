@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nsmagic.firewall import Filtered
+    from nsmagic.plan import Plan
     from nsmagic.result import Result
     from nsmagic.spec import ContainerSpec, JobSpec
 
@@ -168,19 +169,20 @@ def _run(arguments: list[str]) -> int:
         spec = intake.container_spec(given, progress)
     job = intake.job_spec(given, **(what or {"kind": "program", "argv": intake.command_of(spec)}))
     spec = intake.fit(spec, job)
+    plan = _plan(spec)
     if given.get("watch"):
         from nsmagic import watch  # noqa: PLC0415 - most runs watch nothing
 
-        watch.require(spec)
-    _start_launcher(spec)
+        watch.require(spec, plan)
+    _start_launcher()
     from nsmagic import api, explain, views  # noqa: PLC0415 - while the launcher imports what it needs
 
     sink = TerminalSink()
     try:
         if given.get("watch"):
-            result = _watched(spec, job, sink)
+            result = _watched(spec, job, sink, plan)
         else:
-            result = api.run_once(spec, job, sink=sink, stdin=_standard_input())
+            result = api.run_once(spec, job, sink=sink, stdin=_standard_input(), plan=plan)
     except StartError as error:
         if given.get("explain"):
             sys.stderr.write(explain.text(error.journal, error) + "\n")
@@ -203,21 +205,27 @@ def _run(arguments: list[str]) -> int:
     return exit_status(result)
 
 
-def _watched(spec: ContainerSpec, job: JobSpec, sink: TerminalSink) -> Result:
+def _watched(spec: ContainerSpec, job: JobSpec, sink: TerminalSink, plan: Plan) -> Result:
     """Run it, and show on standard error what it uses."""
     from nsmagic import api, watch, watch_screens  # noqa: PLC0415 - likewise
 
     with watch.Watch(watch_screens.TerminalScreen(sys.stderr)) as watching:
         shown = watching.wrap(sink, watch.terminals())
-        return api.run_once(spec, job, sink=shown, stdin=_standard_input(), observer=watching)
+        return api.run_once(spec, job, sink=shown, stdin=_standard_input(), observer=watching, plan=plan)
 
 
-def _start_launcher(spec: ContainerSpec) -> None:
-    """As soon as it is clear that there will be something to run: not for what this host cannot do."""
+def _plan(spec: ContainerSpec) -> Plan:
+    """How to make it; what this host cannot do is refused here, before anything is started."""
     from nsmagic.launcher import client  # noqa: PLC0415 - as above
     from nsmagic.plan import make_plan  # noqa: PLC0415 - as above
 
-    make_plan(spec, client.python_path())
+    return make_plan(spec, client.python_path())
+
+
+def _start_launcher() -> None:
+    """As soon as it is clear that there will be something to run."""
+    from nsmagic.launcher import client  # noqa: PLC0415 - as above
+
     client.expect("programs")
     client.start()
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nsmagic import joining
+from nsmagic.account import Account
 from nsmagic.container import Container
 from nsmagic.errors import HostError, StoppedError
 from nsmagic.filesystem import Root
@@ -90,6 +91,8 @@ class Guest(Container):
         first: whether the journal begins with the container's own.
 
     Attributes:
+        inside: the container.
+        first: as given.
         alone: whether no other job was in there at any time while this one was.
     """
 
@@ -100,7 +103,7 @@ class Guest(Container):
         super().__init__(spec, keep=False, plan=plan)
         self.inside = inside
         self.alone = True
-        self._first = first
+        self.first = first
 
     # ---- life -----------------------------------------------------------------
 
@@ -119,8 +122,8 @@ class Guest(Container):
         group = self.inside.group
         if group is None:
             raise StoppedError(f"{self.inside.spec.name} is no longer there: {self.inside.ending()}")
-        shared = SharedGroup(group) if group.directories else self._plan.choice.create()
-        self._seen = shared.usage()
+        shared = SharedGroup(group) if group.directories else self.plan.choice.create()
+        self.seen = shared.usage()
         return shared
 
     def _attach(self) -> None:
@@ -137,14 +140,25 @@ class Guest(Container):
 
     def _end_leftovers(self) -> None:
         """Have its init end what it has left; without its word on that the container cannot go on."""
-        if self._channels is None or joining.has_ended(self._channels, self._report):
+        if self._channels is None or joining.has_ended(self._channels, self.report):
             return
         self.inside.await_news(_NEWS_SECONDS)
         if not self.inside.ending() and not self.inside.stopping:
             self.inside.guests.discard(self)
             self.inside.stop_because(joining.KILLED_FROM_INSIDE)
 
-    # ---- results ----------------------------------------------------------------
+    def _finish(self, group_usage: GroupUsage) -> None:
+        """The job is over: end what it has left before anybody is told, so that its ports are free."""
+        del group_usage
+        self._end_leftovers()
+
+    def _lost(self) -> NsmagicError:
+        why = self.inside.ending()
+        if why:
+            return StoppedError(f"{self.inside.spec.name} is no longer there: {why}")
+        return super()._lost()
+
+    # ---- what it shares with the container ---------------------------------------
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -155,12 +169,6 @@ class Guest(Container):
         """The container's."""
         return self.inside.home()
 
-    def _isolation(self) -> Isolation:
-        theirs = self.inside.isolation
-        notes = dict.fromkeys((*theirs.notes, *super()._isolation().notes))
-        joined = f"{self.inside.spec.name}, as it is; the limits are those of all that runs in it"
-        return replace(theirs, notes=tuple(notes), joined=joined)
-
     def written(self) -> Written:
         """What has been written in the container so far, by whichever job."""
         return self.inside.written()
@@ -168,43 +176,53 @@ class Guest(Container):
     def _take_written(self) -> Written:
         return self.inside.written()
 
-    def _journal(self) -> list[str]:
-        own = super()._journal()
-        return [*self.inside.journal_lines(), *own] if self._first else own
+    def account(self) -> GuestAccount:
+        """Who tells of it."""
+        return GuestAccount(self)
 
-    def _finish(self, group_usage: GroupUsage) -> None:
-        """The job is over: end what it has left before anybody is told, so that its ports are free."""
-        del group_usage
-        self._end_leftovers()
 
-    def _usage(self, ending: Ending, now: GroupUsage) -> Usage:
+class GuestAccount(Account):
+    """What is told of a guest, and what only of the container that it is in."""
+
+    def __init__(self, guest: Guest) -> None:
+        super().__init__(guest)
+        self._guest, self._inside = guest, guest.inside
+
+    def isolation(self) -> Isolation:
+        """The container's, with what was refused to the guest."""
+        theirs = self._inside.isolation
+        notes = dict.fromkeys((*theirs.notes, *super().isolation().notes))
+        joined = f"{self._inside.spec.name}, as it is; the limits are those of all that runs in it"
+        return replace(theirs, notes=tuple(notes), joined=joined)
+
+    def journal(self) -> list[str]:
+        """Its own; that of the first begins with the container's."""
+        own = super().journal()
+        return [*self._inside.journal_lines(), *own] if self._guest.first else own
+
+    def usage(self, ending: Ending, now: GroupUsage) -> Usage:
         """Processor time is its own, as its init has counted it; the rest is the container's."""
-        written = self.inside.written()
-        usage = replace(super()._usage(ending, now), written=written.size())
+        written = self._inside.written()
+        usage = replace(super().usage(ending, now), written=written.size())
         written.close()
-        if not self.inside.ending():
-            self.inside.note_use(now)
-        told = self._report.exit
+        if not self._inside.ending():
+            self._inside.seen = now  # what this job is blamed for is not the container's own end
+        told = self._guest.report.exit
         return usage if told is None else replace(usage, cpu_user=told.cpu_user, cpu_system=told.cpu_system)
 
-    def _judge(self, ending: Ending, usage: Usage, job: JobSpec) -> Verdict:
-        if not self.alone and not self._was_killed():
+    def judge(self, ending: Ending, usage: Usage, job: JobSpec) -> Verdict:
+        """How it ended; with the container, where that has ended."""
+        if not self._guest.alone and not self._was_killed():
             # What was refused or killed meanwhile may have been another's.
             usage = replace(usage, oom_kills=0, pids_refused=0)
-        self._stopping = self._stopping or self.inside.stopping
-        verdict = super()._judge(ending, usage, job)
-        why = self.inside.ending()
-        if self._report.exit is None and why and verdict.outcome == "signaled":
-            text = f"{self.inside.spec.name} ended, and all in it: {why}"
+        self._guest.stopping = self._guest.stopping or self._inside.stopping
+        verdict = super().judge(ending, usage, job)
+        why = self._inside.ending()
+        if self._guest.report.exit is None and why and verdict.outcome == "signaled":
+            text = f"{self._inside.spec.name} ended, and all in it: {why}"
             return Verdict("stopped", signal=verdict.signal, detail=text)
         return verdict
 
     def _was_killed(self) -> bool:
-        told = self._report.exit
+        told = self._guest.report.exit
         return told is None or (told.cause == "payload" and os.WIFSIGNALED(told.status))
-
-    def _lost(self) -> NsmagicError:
-        why = self.inside.ending()
-        if why:
-            return StoppedError(f"{self.inside.spec.name} is no longer there: {why}")
-        return super()._lost()

@@ -26,7 +26,7 @@ Status = Literal["works", "weaker", "missing"]
 
 _READ_BYTES: Final = 1 << 20
 _MOUNTS_SHOWN: Final = 3
-_CAP_SYS_ADMIN: Final = 21
+CAP_SYS_ADMIN: Final = 21
 _ALL_IDS: Final = (1 << 32) - 1
 
 _DOCTOR: Final = "Run `nsmagic doctor` to see what this host can do."
@@ -156,8 +156,10 @@ def _status(field: str) -> str:
     return found[1] if found else ""
 
 
-def _may_mount() -> bool:
-    return bool(int(_status("CapEff") or "0", 16) >> _CAP_SYS_ADMIN & 1)
+def may(*capabilities: int) -> bool:
+    """Whether this process has these capabilities; in a container of others root may lack some."""
+    effective = int(_status("CapEff") or "0", 16)
+    return all(effective >> capability & 1 for capability in capabilities)
 
 
 def _mounts() -> list[tuple[str, str]]:
@@ -195,7 +197,7 @@ def _refused(case: _Case) -> str:
     """EPERM or EACCES where a container's init should have had the right."""
     if case.errno not in {e.EPERM, e.EACCES, e.EINVAL, e.ENOSYS}:
         return ""
-    may_mount, around = _may_mount(), _surroundings()
+    may_mount, around = may(CAP_SYS_ADMIN), _surroundings()
     if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" and not may_mount:
         profile = Path(__file__).with_name("apparmor.profile")
         return (

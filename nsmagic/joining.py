@@ -15,13 +15,14 @@ from nsmagic import names
 from nsmagic.errors import SpecError
 from nsmagic.launcher import client
 from nsmagic.plan import Doors, identity_for
+from nsmagic.spec import NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from nsmagic.channels import Channels
     from nsmagic.container import Container
-    from nsmagic.job import Report
+    from nsmagic.report import Report
     from nsmagic.spec import ContainerSpec
 
 KILLED_FROM_INSIDE: Final = "a process in it killed the one that ends what a job has left behind"
@@ -49,6 +50,32 @@ def joined_by(spec: ContainerSpec) -> Container | None:
     joined = names.find("--join", name)
     joined.wait_built()
     return joined
+
+
+def doors_for(spec: ContainerSpec, joined: Container | None, given: Doors | None) -> Doors | None:
+    """What a new container is made inside of, if not of the host's own namespaces; the caller closes them.
+
+    Args:
+        spec: of the new one.
+        joined: the container that it joins, as ``joined_by`` finds it.
+        given: others' namespaces; where its network is somebody's own, else that one's user namespace.
+
+    Raises:
+        SpecError: something is to be shared that is not there.
+        StoppedError: the one that it joins has ended.
+    """
+    if joined is not None:
+        return open_doors(joined, spec)
+    doors = given or _of_network(spec)
+    return None if doors is None else again(doors)
+
+
+def _of_network(spec: ContainerSpec) -> Doors | None:
+    if spec.net in NETWORKS:
+        return None
+    from nsmagic import networks  # noqa: PLC0415 - few containers are on a lab
+
+    return networks.doors(spec)
 
 
 def open_doors(joined: Container, spec: ContainerSpec) -> Doors:

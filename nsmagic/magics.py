@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from nsmagic.container import Container
     from nsmagic.firewall import Filtered
-    from nsmagic.job import Sink
     from nsmagic.result import Result
+    from nsmagic.sinks import Sink
     from nsmagic.spec import ContainerSpec, JobSpec
     from nsmagic.watch import Watch
 

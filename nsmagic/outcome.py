@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from nsmagic.result import ending_text, seconds_text, size_text
 
 if TYPE_CHECKING:
-    from nsmagic.job import Ending, Exit
+    from nsmagic.job import Ending
+    from nsmagic.report import Exit
     from nsmagic.result import Outcome, Usage
     from nsmagic.spec import ContainerSpec, JobSpec
 

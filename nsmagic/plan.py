@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from nsmagic import cgroups, confinement, filesystem
 from nsmagic.errors import HostError
 from nsmagic.filesystem import Identity
+from nsmagic.host import CAP_SYS_ADMIN, may
 from nsmagic.launcher import frames
 from nsmagic.native.kinds import CLONE_NEW
 from nsmagic.spec import DEFAULT_HOSTNAME, NAMESPACES, hostname_of
@@ -79,7 +80,6 @@ _HOST_UIDS: Final = 0x6E730000
 free for containers, see https://systemd.io/UIDS-GIDS/."""
 _HOST_UID_COUNT: Final = 1 << 16
 _DEFAULT_UID: Final = 1000
-_CAP_SYS_ADMIN: Final = 21
 _CAPS_TO_GIVE_AWAY: Final = (0, 1, 3)  # CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER
 _BLANK_MEMORY: Final = 64 << 20
 _BLANK_ENTRIES: Final = 200  # each may have a descriptor, and 253 go with a packet
@@ -217,7 +217,7 @@ class Plan:
         alone = set(NAMESPACES) - {"net"} <= set(self.namespaces) and not self.choice.missing
         room = self.spec.mem is None or self.spec.mem >= _BLANK_MEMORY
         few = len(self.root.entries) <= _BLANK_ENTRIES
-        as_root = self.identity.as_root and not _may(_CAP_SYS_ADMIN)
+        as_root = self.identity.as_root and not may(CAP_SYS_ADMIN)
         plain = self.spec.net in {"none", "host"} and not self.doors
         if not (alone and room and few and plain) or self.spec.snapshots or as_root:
             return None
@@ -236,14 +236,6 @@ def _nproc() -> int:
     import resource  # noqa: PLC0415 - not on every system, and this module must import everywhere
 
     return resource.RLIMIT_NPROC
-
-
-@cache
-def _may(*capabilities: int) -> bool:
-    """Whether root here has these capabilities; in a container of others it may lack some."""
-    with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123 - no path to speak of
-        (effective,) = (line.split()[1] for line in file if line.startswith("CapEff:"))
-    return all(int(effective, 16) >> capability & 1 for capability in capabilities)
 
 
 def _core() -> int:
@@ -267,7 +259,7 @@ def layers_owner() -> int | None:
     file system.  None for others, whose files are their own anyhow, and for a root that may not give files
     away.
     """
-    if os.geteuid() != 0 or not _may(*_CAPS_TO_GIVE_AWAY):
+    if os.geteuid() != 0 or not may(*_CAPS_TO_GIVE_AWAY):
         return None
     return _mapped_uid(_HOST_UIDS)
 

@@ -16,8 +16,8 @@ from collections import OrderedDict, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from nsmagic import cgroups
-from nsmagic.container import Container, remove_orphaned
+from nsmagic import cgroups, orphans
+from nsmagic.container import Container
 from nsmagic.launcher import client
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _stop() -> None:
     """At the end of the process, in this order: the containers, the launcher, their groups."""
     current().stop()
     client.stop()
-    remove_orphaned()
+    orphans.remove()
     cgroups.close()
 
 

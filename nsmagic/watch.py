@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from nsmagic.cgroups import Missing, Usage
     from nsmagic.container import Container
-    from nsmagic.job import Sink
+    from nsmagic.plan import Plan
     from nsmagic.result import Result
+    from nsmagic.sinks import Sink
     from nsmagic.spec import ContainerSpec
 
 _SOONEST: Final = 0.002
@@ -57,8 +58,12 @@ class Screen(Protocol):
         """A sink for the job whose output does not disturb the picture."""
 
 
-def require(spec: ContainerSpec) -> None:
+def require(spec: ContainerSpec, plan: Plan | None = None) -> None:
     """Look whether there is something to see, before anything is started.
+
+    Args:
+        spec: of the container.
+        plan: how it is going to be made, if that is known.
 
     Raises:
         HostError: nobody counts here what a container uses, and no best effort was asked for.
@@ -69,13 +74,14 @@ def require(spec: ContainerSpec) -> None:
 
     if spec.best_effort:
         return
-    for lost in cgroups.uncounted(make_plan(spec, client.python_path()).choice.mechanism):
+    plan = plan or make_plan(spec, client.python_path())
+    for lost in cgroups.uncounted(plan.choice.mechanism):
         text = f"{lost.remedy}; or accept what /proc shows of it, by --best-effort."
         raise HostError("--watch", lost.reason, text)
 
 
 class Watch:
-    """The readings of one run, and their thread; see ``container.Observer``."""
+    """The readings of one run, and their thread; see ``sinks.Observer``."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from nsmagic.curve import Curve
     from nsmagic.firewall import Filtered
-    from nsmagic.job import Sink
+    from nsmagic.sinks import Sink
 
 _EVERY: Final = 0.2
 _SELDOM: Final = 1.0

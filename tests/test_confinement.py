@@ -400,7 +400,7 @@ from nsmagic.spec import JobSpec
 
 class Sink:
     def stream(self, name, data):
-        print(client.start().pid, container.init_pid, container._plan.view.private, data.decode(), flush=True)
+        print(client.start().pid, container.init_pid, container.plan.view.private, data.decode(), flush=True)
     def failure(self, *rest): ...
 
 container = Container(best_effort=True, keep=False, reach=Reach({}, "a test says so"), workdir="/usr").start()
@@ -475,7 +475,7 @@ def test_time_is_up_here_too(confined: Callable[..., Result]) -> None:
 
 
 def test_flags_follow_who_it_is() -> None:
-    plan = Container(best_effort=True, reach=Reach({}, "why"))._plan
+    plan = Container(best_effort=True, reach=Reach({}, "why")).plan
     assert plan.view is not None
     assert bool(plan.view.confine & kinds.CONFINE_METADATA) == (os.geteuid() != 0)
     assert plan.view.confine & kinds.CONFINE_OTHERS

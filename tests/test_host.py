@@ -295,7 +295,7 @@ def test_too_many_processes_of_a_group_are_told() -> None:
 def test_the_apparmor_profile_is_shipped_and_its_command_fills_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel here has AppArmor, so what its setting would say is said for it; the command is run up to sudo."""
     monkeypatch.setattr(host, "_read", lambda path: "1" if "apparmor_restrict" in path else "")
-    monkeypatch.setattr(host, "_may_mount", lambda: False)
+    monkeypatch.setattr(host, "may", lambda *_: False)
     failed = Step("mount", 'mount("/", MS_REC|MS_PRIVATE)', -1, 13, 0.0, 0.0)
     command = host.remedy_for(failed).partition("for this Python: ")[2]
     assert command.endswith("| sudo tee /etc/apparmor.d/nsmagic | sudo apparmor_parser --replace")

@@ -37,7 +37,7 @@ from nsmagic.spec import JobSpec
 class Sink:
     def stream(self, name, data):
         pids = ' '.join(map(str, [client.start().pid, container.init_pid]))
-        directories = ' '.join(container._group.directories)
+        directories = ' '.join(container.group.directories)
         print(pids, directories, flush=True)
     def failure(self, *rest): ...
 
@@ -194,7 +194,7 @@ def test_when_the_launcher_dies_the_running_cell_ends_or_goes_on_and_the_next_sa
     assert not dead.alive()
     assert any("launcher was killed by signal 9" in note for note in following.isolation.notes)
     assert not any("launcher" in note for note in nsmagic.run("pass").check().isolation.notes)
-    directories = container._group.directories if container._group else ()
+    directories = container.group.directories if container.group else ()
     assert until(lambda: not os.path.exists(directories[0]) if directories else True)
 
 

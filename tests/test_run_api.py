@@ -769,4 +769,4 @@ def test_a_blank_ends_with_its_owner_and_leaves_no_process(
     pid = blank.init_pid
     standbys.current().drop()
     assert until(lambda: not os.path.exists(f"/proc/{pid}"))
-    assert until(lambda: not any(map(os.path.exists, blank._group.directories[:1])))
+    assert until(lambda: not any(map(os.path.exists, blank.group.directories[:1])))

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from nsmagic.firewall import Filtered
-    from nsmagic.job import Exit
     from nsmagic.kernel.revival import Death
     from nsmagic.kernel.settings import Settings
     from nsmagic.launcher import frames
+    from nsmagic.report import Exit
     from nsmagic.result import Result
 
 InnerChannel = Literal["shell", "control", "stdin", "iopub"]

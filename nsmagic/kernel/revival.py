@@ -20,9 +20,9 @@ from nsmagic.result import size_text
 
 if TYPE_CHECKING:
     from nsmagic.container import Container
-    from nsmagic.job import Exit
     from nsmagic.kernel.requests import Request
     from nsmagic.outcome import Verdict
+    from nsmagic.report import Exit
 
 SECONDS: Final = 10.0
 """Until a snapshot that was woken must answer."""
