@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nsmagic.firewall.messages import Outgoing
+    from nsmagic.kernel.comms import Comms
     from nsmagic.kernel.frontend import FrontEnd
     from nsmagic.kernel.inner import InnerChannel
     from nsmagic.kernel.requests import Request, Requests
@@ -53,6 +54,7 @@ class Relay:
     Args:
         front: where it goes.
         requests: what it is about.
+        comms: those that front ends hold open.
         settings: limits and policy.
         interrupt: stops the running cell, at its output limit.
         failed: called when a cell's failure aborts those behind it.
@@ -62,6 +64,7 @@ class Relay:
         self,
         front: FrontEnd,
         requests: Requests,
+        comms: Comms,
         settings: Settings,
         *,
         interrupt: Callable[[], None],
@@ -70,6 +73,7 @@ class Relay:
         self.execution_count = 0
         self._front = front
         self._requests = requests
+        self._comms = comms
         self._settings = settings
         self._interrupt = interrupt
         self._failed = failed
@@ -126,6 +130,8 @@ class Relay:
 
     def relay(self, channel: InnerChannel, message: wire.Message | TooLarge) -> None:
         """Send on what may be sent on of what the inner kernel sent."""
+        if channel == "shell" and self._comms.is_answer(message):
+            return
         parent = wire.parent_of(message.parts) if isinstance(message, TooLarge) else message.parent_id
         request = self._requests.find(parent, channel if channel in {"shell", "control"} else None)
         if request is not None and request.forwarded is None:
@@ -232,6 +238,7 @@ class Relay:
         parent = request.header if request is not None else b"{}"
         buffers = message.buffers if out.buffers else None
         self._front.publish(out.msg_type, content, parent=parent, metadata=out.metadata, buffers=buffers)
+        self._comms.note(out.msg_type, content)
         if out.note:
             self._note(parent, out.note)
 

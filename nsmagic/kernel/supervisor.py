@@ -36,6 +36,7 @@ import msgspec
 from nsmagic import views
 from nsmagic.errors import HostError, NsmagicError
 from nsmagic.kernel import isolation, refusal, revival, usage, wire
+from nsmagic.kernel.comms import Comms
 from nsmagic.kernel.inner import InnerKernel, make_container
 from nsmagic.kernel.relay import OWN_ANSWERS, Relay
 from nsmagic.kernel.requests import Request, Requests
@@ -106,9 +107,11 @@ class Supervisor:
         self._inner: InnerKernel | None = None
         self._standby: Container | None = None
         self._failures = 0
+        self._comms = Comms(front)
         self._relay = Relay(
-            front, self._requests, settings, interrupt=self._interrupt_cell, failed=self._abort_waiting
-        )
+            front, self._requests, self._comms, settings,
+            interrupt=self._interrupt_cell, failed=self._abort_waiting,
+        )  # fmt: skip
         self._verdict = ""
         self._lost: set[str] = set()
         self._meter = usage.Meter()
@@ -291,6 +294,7 @@ class Supervisor:
         self._failures = 0 if inner.worked else self._failures + 1
         if inner.ready or death is not None:
             self._mourn(_ENAMES.get(outcome, "KernelDied"), f"{how}. {_GONE}")
+        self._comms.close_all()
         if self._failures >= _MOST_FAILURES:
             said = f". It said: {inner.log.last.strip()[-500:]}" if inner.log.last.strip() else ""
             what = f"died {_MOST_FAILURES} times without a cell" if inner.ready else "could not start"
@@ -332,6 +336,7 @@ class Supervisor:
         """The snapshot has taken over: tell whoever ran."""
         inner.revival.death = None
         self._relay.begin()
+        self._comms.ask(inner)
         running = self._requests.running()
         running_number = self._number_of(running[0]) if running else None
         whole = not running and death.request is None and revived.line > self._relay.execution_count
@@ -434,6 +439,7 @@ class Supervisor:
         if self._inner is not None:
             inner, self._inner = self._inner, None
             inner.stop()
+        self._comms.close_all()
         for request in list(self._requests.open.values()):
             if request.forwarded is not None:
                 self._finish_or_repeat(request, "KernelStopped", "the kernel was restarted by %isolation")
@@ -492,11 +498,10 @@ class Supervisor:
                 self._requests.note(request)
         elif request.kind == "comm_open":
             # As a kernel says it that does not know the target.
-            with contextlib.suppress(wire.WireError):
-                content = wire.loads(request.message.parts[3])
-                name = content.get("comm_id") if isinstance(content, dict) else None
-                if isinstance(name, str):
-                    self._front.publish("comm_close", {"comm_id": name, "data": {}}, parent=request.header)
+            content = _content(request)
+            name = content.get("comm_id") if isinstance(content, dict) else None
+            if isinstance(name, str):
+                self._front.publish("comm_close", {"comm_id": name, "data": {}}, parent=request.header)
 
     def _may_execute(self, request: Request) -> bool:
         """Read what concerns us of a cell; whether it may run."""
@@ -535,6 +540,8 @@ class Supervisor:
             text = 'the debugger is for the kernel "Isolated Python (widgets)"'
             self._relay.finish(request, refusal.reply(request.kind, "Withheld", text))
         elif inner.send(channel, request.message):
+            if request.kind in {"comm_open", "comm_close"}:
+                self._comms.note(request.kind, _content(request))
             request.forwarded = time.monotonic()
             inner.worked = inner.worked or request.executes
             if request.executes and not request.silent:
@@ -685,6 +692,13 @@ class Supervisor:
             self._standby = make_container(self.settings)
         except (NsmagicError, OSError):  # whoever needs it is told
             self._failures = 1
+
+
+def _content(request: Request) -> Any:
+    """A client's message's content as plain data; None where it is none."""
+    with contextlib.suppress(wire.WireError):
+        return wire.loads(request.message.parts[3])
+    return None
 
 
 def _watch_server() -> int | None:
