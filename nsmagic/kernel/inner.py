@@ -255,10 +255,16 @@ class InnerKernel:
         """Ask for its kernel's info: its answer, and what it publishes meanwhile, show that it is there."""
         if "shell" not in self.peers:
             return
-        frames = self._writer.frames("kernel_info_request", {})
-        self._probe = wire.parse(frames, self._key).header.msg_id
+        self._probe = self.ask("kernel_info_request")
         self._probed = time.monotonic()
-        self.peers["shell"].send(frames)
+
+    def ask(self, msg_type: str) -> str:
+        """Send a request of our own, without content, on the shell's channel; gives its ``msg_id``."""
+        frames = self._writer.frames(msg_type, {})
+        peer = self.peers.get("shell")
+        if peer is not None:
+            peer.send(frames)
+        return wire.parse(frames, self._key).header.msg_id
 
     def send(self, channel: InnerChannel, message: wire.Message) -> bool:
         """Send a client's message on, under the inner key; False where the kernel does not read."""

@@ -37,7 +37,7 @@ Bundle = dict[str, str]
 
 
 class Owner(Protocol):
-    """What of the supervisor is needed here."""
+    """What of the succession of inner kernels is needed here."""
 
     settings: Settings
     left: LeftFiles

@@ -7,6 +7,7 @@ that was sent; output counts against its cell's limit.  What is left of it the f
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,11 +17,12 @@ from nsmagic.kernel.zmtp import TooLarge
 from nsmagic.result import seconds_text, size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from nsmagic.firewall.messages import Outgoing
+    from nsmagic.kernel.comms import Comms
     from nsmagic.kernel.frontend import FrontEnd
-    from nsmagic.kernel.inner import InnerChannel
+    from nsmagic.kernel.inner import InnerChannel, InnerKernel
     from nsmagic.kernel.requests import Request, Requests
     from nsmagic.kernel.settings import Settings
 
@@ -42,6 +44,9 @@ _WRAPPED_REMEDY: Final = (
 _ABORTED: Final = {"status": "aborted", "payload": [], "user_expressions": {}}
 
 
+log = logging.getLogger("nsmagic.kernel")
+
+
 def _filter(settings: Settings) -> MessageFilter:
     remedy = _WRAPPED_REMEDY.format(settings.name) if settings.argv else REMEDY
     return MessageFilter(settings.policy, language=settings.language, remedy=remedy)
@@ -53,6 +58,7 @@ class Relay:
     Args:
         front: where it goes.
         requests: what it is about.
+        comms: those that front ends hold open.
         settings: limits and policy.
         interrupt: stops the running cell, at its output limit.
         failed: called when a cell's failure aborts those behind it.
@@ -62,6 +68,7 @@ class Relay:
         self,
         front: FrontEnd,
         requests: Requests,
+        comms: Comms,
         settings: Settings,
         *,
         interrupt: Callable[[], None],
@@ -70,6 +77,7 @@ class Relay:
         self.execution_count = 0
         self._front = front
         self._requests = requests
+        self._comms = comms
         self._settings = settings
         self._interrupt = interrupt
         self._failed = failed
@@ -122,10 +130,45 @@ class Relay:
             content = {"code": request.code, "execution_count": self.execution_count}
             self._front.publish("execute_input", content, parent=request.header)
 
+    def show(self, request: Request, shown: list[dict[str, str]]) -> None:
+        """Show what a cell of ``%isolation`` led to, and answer it.
+
+        Args:
+            request: the cell.
+            shown: MIME bundles.
+        """
+        content = {
+            "status": "ok",
+            "execution_count": self.execution_count,
+            "payload": [],
+            "user_expressions": {},
+        }
+        for data in shown:
+            self._front.publish(
+                "display_data", {"data": data, "metadata": {}, "transient": {}}, parent=request.header
+            )
+        self.finish(request, content)
+
     # ---- from the inner kernel: hostile -----------------------------------------------------------------
+
+    def relay_all(self, inner: InnerKernel, events: Collection[int]) -> None:
+        """Send on what has come from the inner kernel.
+
+        Args:
+            inner: the one that lives.
+            events: descriptors of channels on which something has come.
+        """
+        for channel, message in inner.read(events):
+            try:
+                self.relay(channel, message)
+            except Exception as error:  # noqa: BLE001 - the inner kernel chose the data: what it breaks is its own end
+                log.error("a message of the inner kernel could not be handled: %s", type(error).__name__)  # noqa: TRY400 - the text may be hostile
+                inner.refuse("it sent what could not be handled")
 
     def relay(self, channel: InnerChannel, message: wire.Message | TooLarge) -> None:
         """Send on what may be sent on of what the inner kernel sent."""
+        if channel == "shell" and self._comms.is_answer(message):
+            return
         parent = wire.parent_of(message.parts) if isinstance(message, TooLarge) else message.parent_id
         request = self._requests.find(parent, channel if channel in {"shell", "control"} else None)
         if request is not None and request.forwarded is None:
@@ -232,6 +275,7 @@ class Relay:
         parent = request.header if request is not None else b"{}"
         buffers = message.buffers if out.buffers else None
         self._front.publish(out.msg_type, content, parent=parent, metadata=out.metadata, buffers=buffers)
+        self._comms.note(out.msg_type, content)
         if out.note:
             self._note(parent, out.note)
 

@@ -109,11 +109,19 @@ class Request:
 
 @dataclass
 class Requests:
-    """All of them: those that wait for an answer, and the last of those that have one."""
+    """All of them: those that wait for an answer, and the last of those that have one.
+
+    Attributes:
+        open: those that wait.
+        answered: those that have one.
+        last_cell: the last that came.
+        last_sent: the last that the inner kernel was sent, but for silent ones.
+    """
 
     open: OrderedDict[Place, Request] = field(default_factory=OrderedDict)
     answered: OrderedDict[Place, Request] = field(default_factory=OrderedDict)
     last_cell: Request | None = None
+    last_sent: Request | None = None
     _weight: int = 0
     _free: dict[str | None, float] = field(default_factory=dict)
     _ended: dict[str | None, Request] = field(default_factory=dict)

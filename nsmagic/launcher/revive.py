@@ -69,6 +69,8 @@ def revive(app: Any, streams: dict[str, Any], keeper: Keeper, connection: dict[s
     streams.update(streams_of(new))
     for name, stream in replaced.items():
         setattr(sys, name, stream)
+    with contextlib.suppress(Exception):  # it can be asked for again and refused; the kernel goes on
+        _forget_debugger(shell, kernel)
     keeper.attach(new.kernel, before=before)
     keeper.restore_random()
     processes, threads = keeper.lost()
@@ -119,10 +121,37 @@ def _take_over(shell: Any, old: Any, new: Any) -> None:
     """Connect what the shell knows of its kernel to what is there now."""
     shell.kernel = new.kernel
     shell.parent = new.kernel
+    for comm in new.kernel.comm_manager.comms.values():
+        if getattr(comm, "kernel", None) is old:  # it sends by the kernel that it was opened in
+            comm.kernel = new.kernel
     if shell.has_trait("enable_tip"):
         shell.enable_tip = False  # a tip of the day is chosen by the user's random numbers
     if old.eventloop is not None:
         new.kernel.eventloop = old.eventloop
+
+
+def _forget_debugger(shell: Any, old: Any) -> None:
+    """Undo what the debugger has changed: its threads, and the process that it spoke to, are gone.
+
+    pydevd has the means for a fork that it knows of, which this is not; and debugpy would refuse to listen a
+    second time.
+    """
+    api = sys.modules.get("debugpy.server.api")
+    if api is None or not api.listen.called:
+        return
+    pydevd = sys.modules["pydevd"]
+    pydevd.settrace_forked(setup_tracing=False)
+    pydevd.stoptrace()
+    pydevd.SetupHolder.setup = None
+    for name in ("os", "subprocess", "_posixsubprocess"):
+        # It makes each new process of Python one that connects to the debugger.
+        module = vars(sys.modules[name])
+        for original in [word for word in module if word.startswith("original_")]:
+            module[original.removeprefix("original_")] = module.pop(original)
+    api.listen.called = False
+    removed = old.debugger._removed_cleanup  # noqa: SLF001 - no public way
+    for index in sorted(removed):
+        shell.input_transformer_manager.cleanup_transforms.insert(index, removed.pop(index))
 
 
 def _copy_history(history: Any, path: Path) -> None:
