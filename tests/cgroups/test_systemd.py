@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.hosts
 
 USER = [] if os.geteuid() == 0 else ["--user"]
+RUNTIME = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}"} if USER else {}
+TELL = {**RUNTIME, **os.environ}
+"""For systemctl and systemd-run: a lingering user without a session has the bus, but not the variable."""
 
 
 @pytest.fixture
@@ -62,7 +65,12 @@ def show(unit: str, *names: str) -> dict[str, str]:
     """What systemd says about a unit."""
     asked = [word for name in names for word in ("-p", name)]
     told = subprocess.run(
-        ["systemctl", *USER, "show", unit, *asked], capture_output=True, text=True, check=True, timeout=60
+        ["systemctl", *USER, "show", unit, *asked],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=TELL,
     )
     return dict(line.split("=", 1) for line in told.stdout.splitlines())
 
@@ -121,7 +129,7 @@ def test_groups_in_it_hold_their_limits(mechanism: systemd.Systemd) -> None:
 
 def test_a_scope_that_somebody_stops_is_made_anew(mechanism: systemd.Systemd) -> None:
     first = directory(mechanism)
-    subprocess.run(["systemctl", *USER, "stop", first.rpartition("/")[2]], check=True, timeout=60)
+    subprocess.run(["systemctl", *USER, "stop", first.rpartition("/")[2]], check=True, timeout=60, env=TELL)
     assert poll(lambda: not pathlib.Path(first).exists())
     second = directory(mechanism)
     assert second != first
@@ -166,7 +174,9 @@ found.close()
 def test_the_limits_of_the_owner_go_with_it(mechanism: systemd.Systemd) -> None:
     words = ["-p", "MemoryMax=300M", "-p", "MemoryHigh=200M", "-p", "TasksMax=77", "-p", "CPUQuota=50%"]
     command = ["systemd-run", *USER, "--scope", "--quiet", *words, sys.executable, "-c", BOUNDED]
-    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd="/")
+    told = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, cwd="/", env=TELL
+    )
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
     wanted = {"memory.max": 300 << 20, "memory.high": 200 << 20, "pids.max": 77, "cpu.max": 50_000}
@@ -334,7 +344,7 @@ def test_it_lives_on_when_one_of_them_is_killed(owner: Owner) -> None:
     os.kill(first["holder"], signal.SIGKILL)
     assert owner.again()["directory"] == first["directory"]
 
-    subprocess.run(["systemctl", *USER, "stop", scope], check=True, timeout=60)
+    subprocess.run(["systemctl", *USER, "stop", scope], check=True, timeout=60, env=TELL)
     assert poll(lambda: not pathlib.Path(first["directory"]).exists())
     owner.told = owner.again()
     assert owner.told["directory"] != first["directory"]
