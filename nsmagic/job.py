@@ -132,6 +132,8 @@ class Run:
         else:
             poll.register(channels.stdin, select.POLLOUT)
         self._want_control()
+        if not self._report.built:
+            self._read_report()  # of a standby all is there already
         if ready:
             self._start()
         while self._ended is None:
@@ -254,8 +256,10 @@ class Run:
     # ---- the report --------------------------------------------------------------
 
     def _read_report(self) -> None:
-        report = self._report
+        report, built = self._report, self._report.built
         report.take(self._channels.report)
+        if report.built and not built and self._control_open:
+            self._want_control()
         if report.failed:
             self._ended = "failed"
         elif report.exit is not None or report.closed:
@@ -270,10 +274,14 @@ class Run:
     # ---- the control channel ---------------------------------------------------------
 
     def _want_control(self) -> None:
-        wanted = select.POLLIN | (select.POLLOUT if self._to_runner else 0)
+        # Nothing is given to a runner whose init could not be secured: it may be quicker than that is known.
+        give = self._to_runner and self._report.built
+        wanted = select.POLLIN | (select.POLLOUT if give else 0)
         self._poll.register(self._channels.control.fileno(), wanted)
 
     def _write_control(self) -> None:
+        if not self._report.built:
+            return
         try:
             sent = self._channels.control.send(self._to_runner[: 1 << 20])
         except BlockingIOError:
