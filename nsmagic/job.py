@@ -36,6 +36,8 @@ _MOST_STATUS: Final = 0xFFFF
 _MOST_OWED: Final = 1 << 16
 _DEADLINE_GRACE: Final = 1.0
 _BUILD_SECONDS: Final = 90.0
+_BUILDING_MS: Final = 5
+"""While it is built the report is looked at so often: another thread may have read its last word."""
 _STOP_SECONDS: Final = 1.0
 _WATCH_SECONDS: Final = 0.05
 
@@ -110,6 +112,7 @@ class Run:
         self._displays = 0
         self._display_ids: dict[str, str] = {}
         self._control_open = True
+        self._secured = False
         self.started = False
         self.ending = Ending("exited", 0.0)
 
@@ -132,8 +135,7 @@ class Run:
         else:
             poll.register(channels.stdin, select.POLLOUT)
         self._want_control()
-        if not self._report.built:
-            self._read_report()  # of a standby all is there already
+        self._read_report()  # of a standby all is there already
         if ready:
             self._start()
         while self._ended is None:
@@ -141,6 +143,7 @@ class Run:
                 if self._ended is None:
                     self._handle(descriptor, event)
             if self._ended is None:
+                self._check_init()
                 self._check_clocks()
         if self._ended == "kept":
             channels.set_deadline(0)  # it was this job's, and the container goes on
@@ -160,6 +163,8 @@ class Run:
     def _timeout_ms(self) -> int | None:
         if self._memory is not None:
             return int(_WATCH_SECONDS * 1000)
+        if not self._secured:
+            return _BUILDING_MS
         if not self.started:
             return int(_BUILD_SECONDS * 1000)
         if self._job.timeout is not None:
@@ -256,31 +261,40 @@ class Run:
     # ---- the report --------------------------------------------------------------
 
     def _read_report(self) -> None:
-        report, built = self._report, self._report.built
+        report = self._report
         report.take(self._channels.report)
-        if report.built and not built and self._control_open:
-            self._want_control()
-        if report.failed:
+        self._check_init()
+        if self._ended is None and (report.exit is not None or report.closed):
+            self._drain_last()
+
+    def _check_init(self) -> None:
+        """Whether init has built all and is secured; another thread may have read that in the report."""
+        if self._report.failed:
             self._ended = "failed"
-        elif report.exit is not None or report.closed:
-            # Frames that were sent before the end are still there: an error, values.
-            self._drain_to_end()
-            while self._control_open and self._ended is None and self._read_control():
-                pass
-            # Whoever is gone cannot be "done" any more than it is "exited": init's word stands.
-            if self._ended is None or self._ended == "done":
-                self._ended = "exited" if self._ended is None else "done"
+        elif self._report.built and not self._secured:
+            self._secured = True
+            if self._control_open:
+                self._want_control()
+
+    def _drain_last(self) -> None:
+        """Init is gone.  Frames that were sent before the end are still there: an error, values."""
+        self._drain_to_end()
+        while self._control_open and self._ended is None and self._read_control():
+            pass
+        # Whoever is gone cannot be "done" any more than it is "exited": init's word stands.
+        if self._ended is None or self._ended == "done":
+            self._ended = "exited" if self._ended is None else "done"
 
     # ---- the control channel ---------------------------------------------------------
 
     def _want_control(self) -> None:
         # Nothing is given to a runner whose init could not be secured: it may be quicker than that is known.
-        give = self._to_runner and self._report.built
+        give = self._to_runner and self._secured
         wanted = select.POLLIN | (select.POLLOUT if give else 0)
         self._poll.register(self._channels.control.fileno(), wanted)
 
     def _write_control(self) -> None:
-        if not self._report.built:
+        if not self._secured:
             return
         try:
             sent = self._channels.control.send(self._to_runner[: 1 << 20])
