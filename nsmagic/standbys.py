@@ -40,7 +40,8 @@ class Standbys:
         self._waiting: OrderedDict[Key, deque[Container]] = OrderedDict()
         self._launcher: client.Launcher | None = None
         self._blank: Container | None = None
-        self._wanted: queue.SimpleQueue[ContainerSpec | Container | None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[int, ContainerSpec | Container] | None] = queue.SimpleQueue()
+        self._drops = 0
         self._keeper: threading.Thread | None = None
         self._building = threading.Lock()
         self._stopped = False
@@ -121,18 +122,19 @@ class Standbys:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="nsmagic-standbys", daemon=True)
                 self._keeper.start()
-        self._wanted.put(work)
+        self._wanted.put((self._drops, work))
 
     def _keep(self) -> None:
         """In a thread of its own, so that a run answers before its container ends and the next is built."""
-        while (work := self._wanted.get()) is not None:
+        while (wanted := self._wanted.get()) is not None:
+            asked, work = wanted
             with self._building, contextlib.suppress(Exception):  # whoever runs the next one is told
                 if isinstance(work, Container):
                     work.stop()
-                else:
+                elif asked == self._drops:  # else it was asked for before a drop, and not begun
                     self._prepare_blank(work)  # first: whoever has just taken it may want another
                     self._prepare(work)
-            del work
+            del wanted, work
 
     def _prepare(self, spec: ContainerSpec) -> None:
         key = _key(spec)
@@ -183,11 +185,12 @@ class Standbys:
 
     def drop(self) -> None:
         """End those that wait, and those that are asked for."""
+        self._drops += 1
         with contextlib.suppress(queue.Empty):
             while True:
-                work = self._wanted.get_nowait()
-                if isinstance(work, Container):
-                    work.stop()
+                wanted = self._wanted.get_nowait()
+                if wanted is not None and isinstance(wanted[1], Container):
+                    wanted[1].stop()
         with self._building, self._lock:
             waiting, self._waiting = self._waiting, OrderedDict()
             blank, self._blank = self._blank, None
