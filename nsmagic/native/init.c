@@ -132,7 +132,7 @@ static bool at_process_limit(const struct nsm_plan *plan, bool payload_gone)
         struct rlimit limit = {.rlim_cur = payload_gone ? most - 1 : most, .rlim_max = most};
         if (setrlimit(RLIMIT_NPROC, &limit) < 0)
             return false;
-        /* Not vfork(): our children live in other clocks, and Linux 6.1 lets none of those share our memory (EINVAL). */
+        /* Not vfork(): our children live in other clocks, and Linux 6.1 lets none of those share our memory. */
         pid_t child = fork();
         if (child == 0)
             _exit(0);
