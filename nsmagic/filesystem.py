@@ -320,8 +320,20 @@ def _owner(path: str, identity: Identity) -> tuple[int, int] | None:
     """For root: whose files of a bind shall be the payload's; None where they are."""
     if not identity.as_root:
         return None
-    status = Path(path).stat()
+    status = _look_at(path)
     return None if status.st_uid == identity.host_uid else (status.st_uid, status.st_gid)
+
+
+def _look_at(path: str) -> os.stat_result:
+    """What lies there now: it was there when the spec was made.
+
+    Raises:
+        SpecError: it is there no longer, or may not be looked at.
+    """
+    try:
+        return Path(path).stat()
+    except OSError as error:
+        raise SpecError("--bind", f"{path!r} cannot be looked at: {error.strerror}") from None
 
 
 def owners(folders: Iterable[str]) -> set[int]:
@@ -337,7 +349,7 @@ def _user_binds(spec: ContainerSpec, identity: Identity) -> list[Entry]:
             source, target = os.fsencode(bind.source), os.fsencode(bind.target)
             entries.append(Entry(kinds.COW, target, source, owner=owner))
         else:
-            is_socket = stat.S_ISSOCK(Path(bind.source).stat().st_mode)
+            is_socket = stat.S_ISSOCK(_look_at(bind.source).st_mode)
             writable = kinds.WRITABLE if bind.mode == "rw" or is_socket else 0
             entries.append(_bind(bind.source, bind.target, writable, owner))
     return entries

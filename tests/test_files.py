@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import nsmagic
-from nsmagic import ExtractionError
+from nsmagic import ExtractionError, SpecError, intake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -434,3 +434,12 @@ def test_no_name_of_the_host_is_in_the_mount_table(look: Callable[..., Any]) -> 
     for line in look("open('/proc/self/mountinfo').read()").splitlines():
         point = line.split()[4]
         assert not point.startswith(("/sys", "/run/", "/old")), line
+
+
+def test_a_bind_that_has_gone_since_the_spec_was_made_is_told_in_one_line(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    spec = intake.container_from({"bind": f"{gone}:/mnt/x"})
+    gone.rmdir()
+    with pytest.raises(SpecError, match="gone' cannot be looked at: No such file or directory"):
+        nsmagic.Container(spec)
