@@ -11,6 +11,7 @@ See user_namespaces(7), namespaces(7), cgroups(7) and Documentation/filesystems/
 from __future__ import annotations
 
 import errno as e
+import functools
 import os
 import re
 import sys
@@ -156,6 +157,7 @@ def _status(field: str) -> str:
     return found[1] if found else ""
 
 
+@functools.cache
 def may(*capabilities: int) -> bool:
     """Whether this process has these capabilities; in a container of others root may lack some."""
     effective = int(_status("CapEff") or "0", 16)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
+from debugging import Debugger
 from nbformat.v4 import new_code_cell, new_notebook
 
 if TYPE_CHECKING:
@@ -370,39 +371,11 @@ def test_a_slider_is_a_placeholder_where_widgets_are_not_allowed(safe: Any) -> N
 # ---- the debugger ------------------------------------------------------------------------------------------
 
 
-class Debugger:
-    """Talks the debug adapter's protocol through a kernel's control channel."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel, self.number = kernel, 0
-
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        self.number += 1
-        asked = {"type": "request", "seq": self.number, "command": command, "arguments": arguments}
-        answer: dict[str, Any] = self.kernel.ask("control", "debug_request", asked)
-        return answer
-
-    def event(self, name: str) -> dict[str, Any]:
-        while True:
-            content: dict[str, Any] = self.kernel.next_published("debug_event")["content"]
-            if content["event"] == name:
-                return content
-
-
 def test_the_debugger_stops_at_a_breakpoint(start: Callable[..., Any]) -> None:
     kernel = start("isolated-python-widgets")
     assert "debugger" in kernel.ask("shell", "kernel_info_request")["supported_features"]
     debugger = Debugger(kernel)
-    started = debugger.ask(
-        "initialize",
-        clientID="test",
-        adapterID="",
-        linesStartAt1=True,
-        columnsStartAt1=True,
-        pathFormat="path",
-    )
-    assert started["success"], started
-    assert debugger.ask("attach")["success"]
+    debugger.attach()
     code = "a = 6\nb = a * 7\nprint(b)"
     source = debugger.ask("dumpCell", code=code)["body"]["sourcePath"]
     placed = debugger.ask(

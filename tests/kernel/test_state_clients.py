@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from debugging import Debugger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,46 +170,6 @@ def test_a_figure_is_as_before_and_can_be_drawn(widgets: Any) -> None:
 
 
 # ---- the debugger ------------------------------------------------------------------------------
-
-
-class Debugger:
-    """Talks the debug adapter's protocol through a kernel's control channel."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel, self.number = kernel, 0
-
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        self.number += 1
-        asked = {"type": "request", "seq": self.number, "command": command, "arguments": arguments}
-        answer: dict[str, Any] = self.kernel.ask("control", "debug_request", asked)
-        return answer
-
-    def attach(self) -> None:
-        started = self.ask(
-            "initialize", clientID="test", adapterID="", linesStartAt1=True, columnsStartAt1=True,
-            pathFormat="path",
-        )  # fmt: skip
-        assert started["success"], started
-        attached = self.ask("attach")
-        assert attached["success"], attached
-
-    def stops(self, code: str, line: int) -> None:
-        """Run code, which stops at a line, and goes on."""
-        source = self.ask("dumpCell", code=code)["body"]["sourcePath"]
-        self.ask(
-            "setBreakpoints", source={"path": source}, breakpoints=[{"line": line}], sourceModified=False
-        )
-        assert self.ask("configurationDone")["success"]
-        name = self.kernel.send(code)
-        while True:
-            content = self.kernel.next_published("debug_event")["content"]
-            if content["event"] == "stopped":
-                break
-        thread = content["body"]["threadId"]
-        frames = self.ask("stackTrace", threadId=thread)["body"]["stackFrames"]
-        assert frames[0]["line"] == line
-        assert self.ask("continue", threadId=thread)["success"]
-        assert self.kernel.wait(name).reply["status"] == "ok"
 
 
 @pytest.mark.parametrize(("mode", "fate"), [("auto", GONE), ("on", KEPT)])
