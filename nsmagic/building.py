@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsmagic import channels, confinement, orphans, start_errors
-from nsmagic.errors import HostError
+from nsmagic.errors import HostError, LauncherError
 from nsmagic.launcher import client
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from nsmagic.attachment import Attachment
     from nsmagic.cgroups import Group
     from nsmagic.plan import Plan
-
-_REMOVE_SECONDS: Final = 1.0
 
 
 class Built(NamedTuple):
@@ -45,6 +42,8 @@ def build(
 ) -> Built:
     """Have the launcher build a container; returns before it is built.
 
+    A launcher may die before it hears of it; then the next one is asked.
+
     Args:
         plan: how.
         number: the container's own.
@@ -60,6 +59,23 @@ def build(
     launcher = client.start()
     orphans.sweep_once(os.getpid())
     orphans.remove()
+    try:
+        return _build(launcher, plan, number, make_group, attach, blank=blank)
+    except LauncherError:
+        if launcher.alive():
+            raise
+    return _build(client.start(), plan, number, make_group, attach, blank=blank)
+
+
+def _build(
+    launcher: client.Launcher,
+    plan: Plan,
+    number: int,
+    make_group: Callable[[], Group],
+    attach: Callable[[], Attachment | None],
+    *,
+    blank: bool,
+) -> Built:
     try:
         plan.choice.mechanism.admit(launcher.pid)
     except HostError:
@@ -107,17 +123,6 @@ def build(
     if attachment:
         attachment.close_end()
     return Built(ours, launcher, group, attachment)
-
-
-def remove(plan: Plan, group: Group | None) -> None:
-    """Remove what is the launcher's to remove, which is gone; the lifeline has ended init all the same."""
-    if group is not None:
-        group.kill()
-        deadline = time.monotonic() + _REMOVE_SECONDS
-        while not group.remove() and time.monotonic() < deadline:
-            time.sleep(0.005)
-    if plan.view is not None:
-        shutil.rmtree(plan.view.private, ignore_errors=True)
 
 
 def _make_private(plan: Plan) -> str:

@@ -232,10 +232,17 @@ class Container(Handle):
         self._close_channels()
         if self._attachment is not None:
             self._attachment.close()
-        if self._launcher is not None and self.group is not None and self.group.directories:
-            orphans.watch(self.number, self._launcher, self.group)
-        if self._launcher is None or not self._launcher.send(frames.Release(self.number)):
-            building.remove(self.plan, self.group)
+        if self._launcher is None:
+            return
+        self._leave(self._launcher)
+        if not self._launcher.send(frames.Release(self.number)):
+            orphans.remove_now(self.number)
+
+    def _leave(self, launcher: client.Launcher) -> None:
+        """What is left of it is the launcher's to remove."""
+        assert self.group is not None  # noqa: S101 - it has been started
+        private = self.plan.view.private if self.plan.view is not None else ""
+        orphans.watch(self.number, orphans.Remains(launcher, self.group, private))
 
     def _end_all(self, own: Channels, joined: Container) -> None:
         """See that nothing of it is left in the PID namespace of another, which lives on."""
@@ -276,6 +283,7 @@ class Container(Handle):
             with contextlib.suppress(Exception):
                 self._close_channels()
                 if self._launcher is not None:
+                    self._leave(self._launcher)
                     self._launcher.forgotten.append(self.number)
 
     # ---- jobs ---------------------------------------------------------------------

@@ -77,6 +77,10 @@ class SharedGroup:
     def kill(self) -> None:
         """Kill nobody: others live in it."""
 
+    def exists(self) -> bool:
+        """Return False: nothing of it is the guest's."""
+        return False
+
     def remove(self) -> bool:
         """Leave that to the container."""
         return True

@@ -1,32 +1,75 @@
-"""What is left of containers whose launcher was killed before it could remove it: found, and removed here."""
+"""What is left of containers whose launcher was killed before it could remove it: found, and removed here.
+
+That is a container's group, and where it has no root of its own the folder that its payload could write to.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING
+import shutil
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nsmagic import cgroups, confinement
 
 if TYPE_CHECKING:
     from nsmagic.launcher.client import Launcher
 
-_released: dict[int, tuple[Launcher, cgroups.Group]] = {}
-"""Groups whose removal is the launcher's, until they are seen to be gone: a launcher may die over it."""
+_REMOVE_SECONDS: Final = 1.0
 
 
-def watch(number: int, launcher: Launcher, group: cgroups.Group) -> None:
-    """Keep an eye on the group of a container that has ended, and that the launcher is to remove."""
-    _released[number] = (launcher, group)
+class Remains(NamedTuple):
+    """What there is to remove of a container that has ended.
+
+    Attributes:
+        launcher: who removes it, while it lives.
+        group: the container's.
+        private: its folder on the host; or empty.
+    """
+
+    launcher: Launcher
+    group: cgroups.Group
+    private: str
+
+    def gone(self) -> bool:
+        """Whether all of it is; whoever removes it may die half-way."""
+        return not (self.group.exists() or (self.private and os.path.exists(self.private)))  # noqa: PTH110 - hot
+
+    def remove(self, seconds: float = 0.0) -> None:
+        """Remove it, and wait so long at most for its processes, which end when the lifeline is closed."""
+        self.group.kill()
+        deadline = time.monotonic() + seconds
+        while not self.group.remove() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if self.private:
+            shutil.rmtree(self.private, ignore_errors=True)
+
+
+_released: dict[int, Remains] = {}
+"""What the launcher is to remove, until it is seen to be gone."""
+
+
+def watch(number: int, remains: Remains) -> None:
+    """Keep an eye on what the launcher is to remove of the container with this number, which has ended."""
+    _released[number] = remains
+
+
+def remove_now(number: int) -> None:
+    """Remove what is left of one whose launcher is gone."""
+    _released[number].remove(_REMOVE_SECONDS)
 
 
 def remove() -> None:
-    """Remove the groups of containers whose launcher died before it could."""
-    for number, (launcher, group) in list(_released.items()):
-        if not launcher.alive() and os.path.exists(group.directories[0]):  # noqa: PTH110 - as text
-            group.kill()
-            group.remove()
-        if not os.path.exists(group.directories[0]):  # noqa: PTH110 - as text
+    """Remove what is left of containers whose launcher died before it could, or half-way."""
+    # Not items(): the collector may run as they are made, and end a forgotten container, which adds itself.
+    for number in list(_released):
+        remains = _released.get(number)
+        if remains is None:
+            continue  # another thread has seen to it
+        if not remains.launcher.alive() and not remains.gone():
+            remains.remove()
+        if remains.gone():
             _released.pop(number, None)
 
 

@@ -230,7 +230,7 @@ def current() -> Standbys:
     return _standbys
 
 
-def _stop() -> None:
+def end() -> None:
     """At the end of the process, in this order: the containers, the launcher, their groups."""
     current().stop()
     client.stop()
@@ -238,4 +238,4 @@ def _stop() -> None:
     cgroups.close()
 
 
-atexit.register(_stop)
+atexit.register(end)

@@ -247,13 +247,11 @@ def nothing_is_left() -> Iterator[None]:
     client = sys.modules.get("nsmagic.launcher.client")
     if client is None:
         return
-    from nsmagic import cgroups, standbys
+    from nsmagic import standbys
 
-    standbys.current().stop()
     launcher = client.running()
-    client.stop()
+    standbys.end()  # as a process does at its own end
     assert launcher is None or not launcher.alive()
-    cgroups.close()
     assert poll_until(lambda: children(os.getpid()) <= processes), "processes are left"
     assert poll_until(lambda: not group_directories()), f"cgroup directories are left: {group_directories()}"
     assert mounts() == before, "mounts are left"

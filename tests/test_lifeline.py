@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -173,8 +174,12 @@ def test_a_stopped_owner_loses_nothing() -> None:
 class KillLauncher:
     """A sink that kills the launcher when the cell has begun."""
 
+    def __init__(self) -> None:
+        self.pid = client.start().pid
+
     def stream(self, name: str, data: bytes) -> None:
-        os.kill(client.start().pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # there may be more output
+            os.kill(self.pid, signal.SIGKILL)
 
     def failure(self, *rest: object) -> None: ...
 
@@ -189,9 +194,9 @@ def test_when_the_launcher_dies_the_running_cell_ends_or_goes_on_and_the_next_sa
     result = container.run_job(JobSpec("cell", "print(1, flush=True)\nprint(2)"), sink=KillLauncher())
     assert result.outcome in {"exited", "signaled", "stopped"}
     container.stop()
+    assert until(lambda: not dead.alive())
     following = nsmagic.run("print('next')").check()
     assert following.stdout == "next\n"
-    assert not dead.alive()
     assert any("launcher was killed by signal 9" in note for note in following.isolation.notes)
     assert not any("launcher" in note for note in nsmagic.run("pass").check().isolation.notes)
     directories = container.group.directories if container.group else ()
@@ -206,6 +211,71 @@ def test_when_the_launcher_dies_between_runs_the_next_run_works(dead: bool) -> N
     assert not dead or all_end([launcher.pid], 5)
     assert nsmagic.run("print(1)").check().stdout == "1\n"
     assert client.start() is not launcher
+
+
+def test_a_launcher_that_has_closed_its_channel_counts_as_dead() -> None:
+    """One that is killed does so while it cannot be waited for yet."""
+    nsmagic.run("pass").check()
+    dying = client.start()
+    os.kill(dying.pid, signal.SIGSTOP)  # it shall not end by itself when it sees this
+    dying._socket.shutdown(socket.SHUT_RDWR)
+    assert not dying.alive()
+    threading.Timer(0.1, os.kill, (dying.pid, signal.SIGKILL)).start()
+    result = nsmagic.run("print(1)").check()
+    assert result.stdout == "1\n"
+    assert any("launcher was killed by signal 9" in note for note in result.isolation.notes)
+
+
+def test_a_launcher_that_dies_as_it_is_asked_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, dead = client.start, []
+
+    def start_and_kill() -> client.Launcher:
+        launcher = started()
+        if not dead:
+            dead.append(launcher)
+            os.kill(launcher.pid, signal.SIGKILL)
+            assert all_end([launcher.pid], 5)
+        return launcher
+
+    monkeypatch.setattr(client, "start", start_and_kill)
+    with nsmagic.Container() as container:
+        assert container.run("print(1)").check().stdout == "1\n"
+    assert dead
+    assert started() is not dead[0]
+
+
+@pytest.mark.limits
+def test_what_a_launcher_left_half_way_is_removed(keep: Any, until: Callable[..., bool]) -> None:
+    container = keep()
+    container.run("pass").check()
+    launcher, group = client.start(), container.group
+    os.kill(launcher.pid, signal.SIGSTOP)
+    container.stop()
+    assert until(lambda: not group.pids())
+    for leaf in group.leaves[:-1] or group.leaves:
+        os.rmdir(leaf)
+    os.kill(launcher.pid, signal.SIGKILL)
+    assert all_end([launcher.pid], 5)
+    nsmagic.run("pass").check()
+    assert not [leaf for leaf in group.leaves if os.path.exists(leaf)]
+
+
+def test_a_forgotten_container_of_a_dead_launcher_is_removed(until: Callable[..., bool]) -> None:
+    container = nsmagic.Container().start()
+    container.run("pass").check()
+    assert container.group is not None
+    directories = [name for name in container.group.directories if os.path.basename(name).startswith("c")]
+    launcher = client.start()
+    os.kill(launcher.pid, signal.SIGKILL)
+    assert all_end([launcher.pid], 5)
+    del container
+    gc.collect()
+
+    def gone() -> bool:
+        nsmagic.run("pass").check()
+        return not any(map(os.path.exists, directories))
+
+    assert until(gone)
 
 
 def test_a_launcher_that_died_leaves_no_standby_of_its_own(

@@ -189,6 +189,9 @@ class Group(Protocol):
         Takes 0.5 seconds at most and does not wait for the last exit.
         """
 
+    def exists(self) -> bool:
+        """Return whether anything of it is left to remove."""
+
     def remove(self) -> bool:
         """Remove the group. Return False while something in it still lives."""
 

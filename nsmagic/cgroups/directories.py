@@ -295,6 +295,10 @@ class DirectoryGroup:
             return table(f"{self.places['pids']}/pids.events").get("max")
         return self._refused
 
+    def exists(self) -> bool:
+        """Return whether any of its directories is there: whoever removes them may be interrupted."""
+        return any(map(os.path.exists, self.leaves))
+
     def remove(self) -> bool:
         """Remove its directories; return False while something in them lives."""
         gone = [rmdir(leaf) for leaf in self.leaves]  # all of them: one that is busy must not keep the others

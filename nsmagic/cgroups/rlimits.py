@@ -344,6 +344,10 @@ class RlimitGroup:
         """SIGKILL init and its descendants."""
         kill_all(self.pids, time.monotonic() + _KILL_SECONDS)
 
+    def exists(self) -> bool:
+        """Return False: nothing of it is to be found anywhere."""
+        return False
+
     def remove(self) -> bool:
         """Return whether init is dead."""
         return not self.pids()

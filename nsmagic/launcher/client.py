@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -125,8 +126,15 @@ class Launcher:
         return self._process.pid
 
     def alive(self) -> bool:
-        """Whether it still runs."""
-        return self._process.poll() is None
+        """Whether it still runs.
+
+        One that is dying closes its channel before it can be waited for, and takes no request from then on.
+        """
+        if self._process.poll() is not None:
+            return False
+        channel = select.poll()
+        channel.register(self._socket.fileno(), select.POLLHUP)
+        return not channel.poll(0)
 
     def ready(self) -> bool:
         """Whether it has said hello, without waiting."""
