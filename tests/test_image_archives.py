@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import random
 import stat
 import sys
 import tarfile
@@ -405,6 +406,15 @@ def test_streams_come_out_as_they_went_in(method: str) -> None:
             found.append(piece)
         assert b"".join(found) == first + second
         assert source.count == len(first + second)
+
+
+@pytest.mark.parametrize("seed", [9, 25, 71, 76])
+def test_a_piece_may_end_where_the_decompressor_has_nothing_left(seed: int) -> None:
+    """It wants no input then, and has no output either; that is not the end.  With these numbers it is so."""
+    randoms = random.Random(seed)
+    whole = randoms.randbytes(300_000) + bytes(3 * MIB)
+    source = Uncompressed(io.BytesIO(lzma.compress(whole)), "xz", 10 * MIB)
+    assert b"".join(iter(lambda: source.read(777), b"")) == whole
 
 
 @pytest.mark.parametrize("method", [method for method in COMPRESSIONS if method])

@@ -185,8 +185,10 @@ class Uncompressed:
             return data
         if self._decompressor.eof:
             return self._next_stream()
+        exhausted = False
         if self._decompressor.needs_input and not self._input:
             self._input = self._source.read(_INPUT)
+            exhausted = not self._input
         data, self._input = self._input, b""
         try:
             found = bytes(self._decompressor.decompress(data, count))
@@ -194,7 +196,8 @@ class Uncompressed:
             raise ArchiveError("its compressed stream is damaged") from None
         except Exception as error:  # zstd's error is a class of its own, of a module that may not be there
             raise ArchiveError("its compressed stream is damaged") from error
-        if not data and not found and not self._decompressor.eof:
+        # Without asking for more it may give nothing, too: after a piece that came out just as long as was wanted.
+        if exhausted and not found and not self._decompressor.eof:
             raise ArchiveError("its compressed stream is cut off")
         return found
 
