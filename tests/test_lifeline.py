@@ -226,8 +226,12 @@ def test_a_launcher_that_has_closed_its_channel_counts_as_dead() -> None:
     assert any("launcher was killed by signal 9" in note for note in result.isolation.notes)
 
 
-def test_a_launcher_that_dies_as_it_is_asked_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    started, dead = client.start, []
+def test_a_launcher_that_dies_as_it_is_asked_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, until: Callable[..., bool], children_of: Callable[[int], set[int]]
+) -> None:
+    settle(until, children_of)  # a clone of it that is just being made would hold its channel open
+    started: Callable[[], client.Launcher] = client.start
+    dead: list[client.Launcher] = []
 
     def start_and_kill() -> client.Launcher:
         launcher = started()

@@ -196,7 +196,7 @@ class Uncompressed:
             raise ArchiveError("its compressed stream is damaged") from None
         except Exception as error:  # zstd's error is a class of its own, of a module that may not be there
             raise ArchiveError("its compressed stream is damaged") from error
-        # Without asking for more it may give nothing, too: after a piece that came out just as long as was wanted.
+        # Without asking for more it may give nothing, too: behind a piece that was just as long as wanted.
         if exhausted and not found and not self._decompressor.eof:
             raise ArchiveError("its compressed stream is cut off")
         return found

@@ -39,6 +39,7 @@ _WARM: Final[tuple[str, ...]] = (
     "tornado.queues",
     "unittest.mock",
     "comm",
+    "nsmagic.launcher.forks",
     "nsmagic.launcher.snapshot",
     "nsmagic.launcher.revive",
 )
@@ -97,7 +98,7 @@ def serve_ipykernel(text: str, folder: str, tell: Callable[[frames.FromRunner], 
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415 - likewise
     from IPython.core.error import UsageError  # noqa: PLC0415 - imported in the launcher
 
-    from nsmagic.launcher import revive, snapshot  # noqa: PLC0415 - likewise
+    from nsmagic.launcher import forks, revive, snapshot  # noqa: PLC0415 - likewise
 
     # What python(1) would have made; it is what the user's code is run in.
     sys.argv[:] = ["nsmagic-kernel"]
@@ -128,6 +129,8 @@ def serve_ipykernel(text: str, folder: str, tell: Callable[[frames.FromRunner], 
         )
 
     app.shell.register_magic_function(isolation, "line", "isolation")
+    forks.watch()
+    forks.end_with_their_cell(app.kernel)
     keeper.attach(app.kernel, before=before)
     streams = revive.streams_of(app)
     while _was_revived(app):

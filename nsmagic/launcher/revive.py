@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsmagic.launcher import frames
+from nsmagic.launcher import forks, frames
 from nsmagic.launcher.snapshot import is_users_task, open_descriptors
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def revive(app: Any, streams: dict[str, Any], keeper: Keeper, connection: dict[s
         setattr(sys, name, stream)
     with contextlib.suppress(Exception):  # it can be asked for again and refused; the kernel goes on
         _forget_debugger(shell, kernel)
+    forks.end_with_their_cell(new.kernel)
     keeper.attach(new.kernel, before=before)
     keeper.restore_random()
     processes, threads = keeper.lost()

@@ -272,6 +272,11 @@ void nsm_snapshot_end_older(struct nsm_snapshot *snapshot);
 void nsm_hot_learn(void);
 void nsm_hot_copy(void);
 
+/* interrupts.c */
+void nsm_hold_interrupts(void);
+void nsm_give_interrupts(void);
+void nsm_forget_interrupts(void);
+
 /* seccomp.c, for the tests: the table and the program made from it. */
 struct nsm_denied {
     int number;         /* of the system call */

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 SECONDS = 60.0
 SLEEPER = (
@@ -36,8 +36,10 @@ def grown(start: Callable[..., Any], tree_of: Callable[[int], Any]) -> tuple[Any
 
 
 def _command(pid: int) -> str:
-    with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
-        return file.read().replace("\0", " ")
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:  # it has ended meanwhile
+        return ""
 
 
 # ---- interrupts ---------------------------------------------------------------------------------
