@@ -13,10 +13,11 @@
 #include "nsmagic.h"
 
 #include <signal.h>
+#include <stdatomic.h>
 
 static struct sigaction before;
 static volatile sig_atomic_t came;
-static int forks; /* that are under way: another thread may fork as well */
+static atomic_int forks; /* that are under way: other threads may fork as well */
 
 static void note(int signal)
 {
@@ -27,18 +28,20 @@ static void note(int signal)
 /* Before a fork. */
 void nsm_hold_interrupts(void)
 {
-    if (forks++ > 0)
+    if (atomic_fetch_add(&forks, 1) > 0)
         return;
-    struct sigaction meanwhile = {.sa_handler = note, .sa_flags = SA_RESTART};
+    struct sigaction meanwhile = {.sa_handler = note, .sa_flags = SA_RESTART}, now;
     sigemptyset(&meanwhile.sa_mask);
     came = 0;
-    sigaction(SIGINT, &meanwhile, &before);
+    sigaction(SIGINT, &meanwhile, &now);
+    if (now.sa_handler != note) /* else another thread is just about to put back what was there before */
+        before = now;
 }
 
 /* Behind it, in the parent: what came is for whoever called fork. */
 void nsm_give_interrupts(void)
 {
-    if (forks == 0 || --forks > 0)
+    if (atomic_fetch_sub(&forks, 1) > 1)
         return;
     sigaction(SIGINT, &before, NULL);
     if (came)
@@ -48,8 +51,7 @@ void nsm_give_interrupts(void)
 /* In the child, which has one thread: what came before it was there is not for it. */
 void nsm_forget_interrupts(void)
 {
-    if (forks == 0)
+    if (atomic_exchange(&forks, 0) == 0)
         return;
-    forks = 0;
     sigaction(SIGINT, &before, NULL);
 }

@@ -70,6 +70,31 @@ print(os.read(ours, 100).decode(), os.waitstatus_to_exitcode(os.wait()[1]))
     assert done.stdout == "default_int_handler 7\n"
 
 
+def test_threads_that_fork_at_once_leave_the_handler_as_it_was() -> None:
+    code = """
+import os, signal, threading
+from nsmagic.launcher import forks
+forks.hold_interrupts()
+def many():
+    for _ in range(50):
+        child = os.fork()
+        if child == 0: os._exit(0)
+        os.waitpid(child, 0)
+threads = [threading.Thread(target=many) for _ in range(4)]
+for each in threads: each.start()
+for each in threads: each.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    print("lost")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "interrupted\n"
+
+
 ENDS = [
     ("pass", 0),
     ("raise ValueError('in the child')", 1),
