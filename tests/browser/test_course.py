@@ -71,10 +71,25 @@ def shows(notebook: Notebook, name: str, text: str) -> str:
     return str(area.inner_text())
 
 
+def loads(notebook: Notebook) -> None:
+    """Run the first cell.  JupyterLab may lose what comes while it is still connecting; then it is run again."""
+    area = notebook.cell("load").locator(".jp-Cell-outputArea")
+    for _ in range(3):
+        notebook.run("load")
+        try:
+            area.filter(has_text="This host has all that the lesson needs").wait_for(
+                timeout=SECONDS * 1000 / 3
+            )
+        except notebook.timeout:
+            continue
+        return
+    raise AssertionError(f"the first cell shows: {area.inner_text()!r}")
+
+
 def test_00_says_what_works(open_lesson: Callable[[str], Notebook]) -> None:
     notebook = open_lesson("00-what-works-here")
     notebook.page.locator("h1", has_text="What works here").wait_for()
-    shows(notebook, "load", "This host has all that the lesson needs")
+    loads(notebook)
     shows(notebook, "in-container", "on container")
     shows(notebook, "doctor", "works")
 
@@ -82,7 +97,7 @@ def test_00_says_what_works(open_lesson: Callable[[str], Notebook]) -> None:
 def test_01_is_finished_without_reading_anything_else(open_lesson: Callable[[str], Notebook]) -> None:
     # One test: a part of it alone would find a kernel in which nothing has run yet.
     notebook = open_lesson("01-one-kernel")
-    shows(notebook, "load", "This host has all that the lesson needs")
+    loads(notebook)
 
     # Both sides are beside each other.
     shows(notebook, "both", "inside")
