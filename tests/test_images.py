@@ -553,6 +553,7 @@ def shell() -> Iterator[Any]:
     shell.run_cell("%load_ext nsmagic").raise_error()
     yield shell
     shell.run_cell("%unload_ext nsmagic").raise_error()
+    shell.clear_instance()
 
 
 @pytest.mark.xdist_group("instruments")  # where the other in-process shell is

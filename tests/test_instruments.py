@@ -57,6 +57,7 @@ def shell() -> Iterator[Shell]:
     shell.run("%load_ext nsmagic")
     yield shell
     shell.run("%unload_ext nsmagic")
+    shell.shell.clear_instance()
 
 
 def test_each_namespace_is_shown_with_the_inode_that_it_has(
