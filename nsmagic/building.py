@@ -12,7 +12,7 @@ import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsmagic import channels, confinement, orphans, start_errors
-from nsmagic.errors import HostError, LauncherError
+from nsmagic.errors import HostError
 from nsmagic.launcher import client
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ def build(
 ) -> Built:
     """Have the launcher build a container; returns before it is built.
 
-    A launcher may die before it hears of it; then the next one is asked.
-
     Args:
         plan: how.
         number: the container's own.
@@ -59,23 +57,6 @@ def build(
     launcher = client.start()
     orphans.sweep_once(os.getpid())
     orphans.remove()
-    try:
-        return _build(launcher, plan, number, make_group, attach, blank=blank)
-    except LauncherError:
-        if launcher.alive():
-            raise
-    return _build(client.start(), plan, number, make_group, attach, blank=blank)
-
-
-def _build(
-    launcher: client.Launcher,
-    plan: Plan,
-    number: int,
-    make_group: Callable[[], Group],
-    attach: Callable[[], Attachment | None],
-    *,
-    blank: bool,
-) -> Built:
     try:
         plan.choice.mechanism.admit(launcher.pid)
     except HostError:

@@ -120,7 +120,13 @@ class Container(Handle):
         return self
 
     def _start(self, *, blank: bool) -> None:
-        built = building.build(self.plan, self.number, self._make_group, self._attach, blank=blank)
+        def build() -> building.Built:
+            return building.build(self.plan, self.number, self._make_group, self._attach, blank=blank)
+
+        try:
+            built = build()
+        except LauncherError:  # it died before it had heard of this one; the next is asked
+            built = build()
         self._channels, self._launcher, self.group, self._attachment = built
 
     def _make_group(self) -> cgroups.Group:
@@ -234,15 +240,17 @@ class Container(Handle):
             self._attachment.close()
         if self._launcher is None:
             return
-        self._leave(self._launcher)
+        remains = self._leave(self._launcher)
         if not self._launcher.send(frames.Release(self.number)):
-            orphans.remove_now(self.number)
+            remains.remove(_END_SECONDS)
 
-    def _leave(self, launcher: client.Launcher) -> None:
-        """What is left of it is the launcher's to remove."""
+    def _leave(self, launcher: client.Launcher) -> orphans.Remains:
+        """Leave what there is of it to the launcher, whose it is to remove."""
         assert self.group is not None  # noqa: S101 - it has been started
         private = self.plan.view.private if self.plan.view is not None else ""
-        orphans.watch(self.number, orphans.Remains(launcher, self.group, private))
+        remains = orphans.Remains(launcher, self.group, private)
+        orphans.watch(self.number, remains)
+        return remains
 
     def _end_all(self, own: Channels, joined: Container) -> None:
         """See that nothing of it is left in the PID namespace of another, which lives on."""

@@ -9,14 +9,12 @@ import functools
 import os
 import shutil
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsmagic import cgroups, confinement
 
 if TYPE_CHECKING:
     from nsmagic.launcher.client import Launcher
-
-_REMOVE_SECONDS: Final = 1.0
 
 
 class Remains(NamedTuple):
@@ -53,11 +51,6 @@ _released: dict[int, Remains] = {}
 def watch(number: int, remains: Remains) -> None:
     """Keep an eye on what the launcher is to remove of the container with this number, which has ended."""
     _released[number] = remains
-
-
-def remove_now(number: int) -> None:
-    """Remove what is left of one whose launcher is gone."""
-    _released[number].remove(_REMOVE_SECONDS)
 
 
 def remove() -> None:

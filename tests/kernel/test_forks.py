@@ -106,8 +106,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize("mode", ["auto", "off"])
-def test_a_child_ends_with_the_cell_that_forked_it(start: Any, spec_name: Any, mode: str) -> None:
-    del spec_name
+def test_a_child_ends_with_the_cell_that_forked_it(start: Any, mode: str) -> None:
     kernel = start("isolated-python", "--keep-state", mode)
     kernel.run("import os\nseen = 0")
     for code, status in ENDS:
